@@ -1,0 +1,1 @@
+"""Tidings client: fetch, rebuild, verify, switch."""

@@ -1,0 +1,1 @@
+"""Tidings mirror: publish and serve."""
