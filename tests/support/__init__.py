@@ -1,0 +1,1 @@
+"""What the tests share: makers of repositories, servers that misbehave."""
