@@ -1,0 +1,224 @@
+"""The store of one repository, read side: its head, its packs, its contents."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from . import delta, head, index, pack
+from .backends.base import HEAD_NAME, Readable
+from .chunker import chunk_id
+from .errors import FormatError, StoreError
+from .frames import FrameReader
+from .ids import ChunkId, ContentId
+from .limits import LIMITS
+from .places import PackName, Span
+from .zstd import zstd
+
+_READ = 8 << 20  # bytes of frames read at once
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where a content lies: by *index*, or whole in an edge of snapshot *serial*."""
+
+    id: ContentId
+    size: int
+    index: Span | None
+    edge: Span | None
+    uses: tuple[ContentId, ...] = ()
+
+
+class Store:
+    """Reads one repository's store. Tables of contents are read once and kept: packs never change."""
+
+    def __init__(self, backend: Readable) -> None:
+        self.backend = backend
+        self._tocs: dict[PackName, pack.Toc] = {}
+        self._dictionaries: dict[Span, bytes] = {}
+
+    def read_head_bytes(self) -> bytes | None:
+        """head.json as it lies there, None where there is none."""
+        size = self.backend.size(HEAD_NAME)
+        if size is None:
+            return None
+        if size > LIMITS.head:
+            raise StoreError(f"{HEAD_NAME} has {size} bytes", code="store-head")
+        return self.backend.read_at(HEAD_NAME, 0, size)
+
+    def read_head(self) -> head.Head | None:
+        """The head, None where there is none. Raises StoreError when it is damaged."""
+        data = self.read_head_bytes()
+        if data is None:
+            return None
+        try:
+            return head.decode(data)
+        except FormatError as error:
+            raise StoreError(str(error), code="store-head") from error
+
+    def pack_names(self) -> list[PackName]:
+        """All packs in the folder, oldest first. Other names are none of the store's business."""
+        found = []
+        for name in self.backend.names():
+            if name.endswith(".pack"):
+                try:
+                    found.append(PackName.parse(name))
+                except FormatError:
+                    continue  # a foreign file; check reports it, nobody else minds
+        return sorted(found, key=lambda n: (n.serial, n.id))
+
+    def toc(self, name: PackName) -> pack.Toc:
+        """A pack's table of contents. Raises StoreError."""
+        if name not in self._tocs:
+            self._tocs[name] = pack.read_toc(self.backend, name)
+        return self._tocs[name]
+
+    def remember(self, name: PackName, toc: pack.Toc) -> None:
+        """Take in the table of contents of a pack just written."""
+        self._tocs[name] = toc
+
+    def tocs(self, names: Sequence[PackName]) -> list[tuple[PackName, pack.Toc]]:
+        """The tables of contents of *names*, in their order."""
+        return [(name, self.toc(name)) for name in names]
+
+    def rebuild_head(self) -> head.Head | None:
+        """The head over every readable pack; None where there is none.
+
+        Of two packs with one serial the one with the later time counts.
+        """
+        found: dict[int, tuple[PackName, pack.Toc]] = {}
+        for name in self.pack_names():
+            try:
+                toc = self.toc(name)
+            except StoreError:
+                continue  # the head goes on without a damaged pack; check names it
+            other = found.get(name.serial)
+            if other is None or other[1].snapshot.time <= toc.snapshot.time:
+                found[name.serial] = (name, toc)
+        return head.build([found[serial] for serial in sorted(found)]) if found else None
+
+    def locate(self, tocs: Sequence[tuple[PackName, pack.Toc]]) -> dict[ContentId, Stored]:
+        """Where each content that *tocs* know of lies. Contents that are not stored are absent."""
+        found: dict[ContentId, Stored] = {}
+        for name, toc in tocs:
+            contents = {c.track: c for c in toc.snapshot.contents}
+            for content in contents.values():
+                if content.index is not None:
+                    place = content.index.within(name)
+                    found[content.id] = Stored(content.id, content.size, place, None)
+            for edge in toc.edges:
+                content = contents[edge.track]
+                if edge.base is None and content.id not in found:
+                    found[content.id] = Stored(
+                        content.id,
+                        content.size,
+                        None,
+                        Span(name, edge.offset, edge.length),
+                        tuple(contents[use].id for use in edge.uses),
+                    )
+        return found
+
+    def read_span(self, span: Span) -> bytes:
+        """The bytes of *span*. Raises StoreError."""
+        return self.backend.read_at(str(span.pack), span.offset, span.length)
+
+    def read_index(self, span: Span) -> index.Index:
+        """Raises StoreError when the index is damaged."""
+        try:
+            return index.decode(self.read_span(span), span.pack)
+        except FormatError as error:
+            raise StoreError(f"{span.pack}: {error}", name=str(span.pack)) from error
+
+    def read_dictionary(self, span: Span | None) -> bytes:
+        """The dictionary at *span*, opened; empty for None. Raises StoreError."""
+        if span is None:
+            return b""
+        if span not in self._dictionaries:
+            try:
+                self._dictionaries[span] = open_dictionary(self.read_span(span))
+            except FormatError as error:
+                raise StoreError(f"{span.pack}: {error}", name=str(span.pack)) from error
+        return self._dictionaries[span]
+
+    def chunks(self, chunk_list: index.Index) -> Iterator[bytes]:
+        """The chunks of a content in order. Raises StoreError when a frame is damaged."""
+        readers: dict[Span | None, FrameReader] = {}
+        for frames in _stretches(chunk_list.frames):
+            first, last = frames[0].span, frames[-1].span
+            stretch = memoryview(self.read_span(Span(first.pack, first.offset, last.end - first.offset)))
+            reader = readers.get(frames[0].dictionary)
+            if reader is None:
+                reader = FrameReader(self.read_dictionary(frames[0].dictionary))
+                readers[frames[0].dictionary] = reader
+            for frame in frames:
+                start = frame.span.offset - first.offset
+                try:
+                    yield reader.open(stretch[start : start + frame.span.length])
+                except FormatError as error:
+                    raise StoreError(f"{first.pack}: {error}", name=str(first.pack)) from error
+
+    def content(self, wanted: ContentId, located: dict[ContentId, Stored]) -> bytes:
+        """A whole content, its SHA-256 checked.
+
+        Raises StoreError where it is not stored, or damaged.
+        """
+        stored = located.get(wanted)
+        if stored is None:
+            raise StoreError(f"content {wanted.hex()} is not stored", code="store-missing")
+        if stored.index is not None:
+            data = b"".join(self.chunks(self.read_index(stored.index)))
+        else:
+            assert stored.edge is not None  # noqa: S101 - Stored has one of the two
+            bases = [delta.reader_of(self.content(use, located)) for use in stored.uses]
+            pieces: list[bytes] = []
+            try:
+                delta.apply(self.read_span(stored.edge), bases, lambda b: pieces.append(bytes(b)))
+            except FormatError as error:
+                raise StoreError(f"{stored.edge.pack}: {error}") from error
+            data = b"".join(pieces)
+        if hashlib.sha256(data).digest() != wanted:
+            raise StoreError(f"content {wanted.hex()} comes out wrong", code="store-damaged")
+        return data
+
+
+def _stretches(frames: Sequence[index.Frame]) -> Iterator[list[index.Frame]]:
+    """Frames grouped where one read serves them: side by side, one dictionary, up to _READ bytes."""
+    group: list[index.Frame] = []
+    size = 0
+    for frame in frames:
+        if group and (
+            frame.span.pack != group[-1].span.pack
+            or frame.span.offset != group[-1].span.end
+            or frame.dictionary != group[-1].dictionary
+            or size + frame.span.length > _READ
+        ):
+            yield group
+            group, size = [], 0
+        group.append(frame)
+        size += frame.span.length
+    if group:
+        yield group
+
+
+def check_chunk(data: bytes, wanted: ChunkId) -> None:
+    """Raises StoreError when *data* is not the chunk *wanted*."""
+    if chunk_id(data) != wanted:
+        raise StoreError(f"chunk {wanted.hex()} comes out wrong", code="store-damaged")
+
+
+def pack_dictionary(dictionary: bytes) -> bytes:
+    """A dictionary as packs carry it: one zstd frame with its size."""
+    return zstd.compress(dictionary, 19)
+
+
+def open_dictionary(stored: bytes | memoryview) -> bytes:
+    """The dictionary in *stored*. Raises FormatError."""
+    try:
+        opener = zstd.ZstdDecompressor()
+        data = opener.decompress(stored, max_length=LIMITS.dictionary + 1)
+    except zstd.ZstdError as error:
+        raise FormatError(f"dictionary: damaged ({error})") from error
+    if len(data) > LIMITS.dictionary or not opener.eof:
+        raise FormatError(f"dictionary: larger than {LIMITS.dictionary} bytes, or cut short")
+    return data
