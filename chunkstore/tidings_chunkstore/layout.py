@@ -233,7 +233,12 @@ class _Tree:
         real = self.resolve(path)
         if real is None:
             return None
-        status = os.stat(real)
+        try:
+            status = os.stat(real)
+        except FileNotFoundError:  # gone since it was resolved
+            return None
+        except OSError as error:
+            raise LocalError(f"{self.root}/{path}: {error.strerror}", code="unreadable") from error
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{self.root}/{path}: not a regular file", code="not-a-file")
         return status.st_size
@@ -247,6 +252,8 @@ class _Tree:
         try:
             # O_NONBLOCK: opening a fifo must not hang; it changes nothing for regular files.
             handle = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError as error:  # gone since it was resolved
+            raise UnsettledError(f"{self.root}/{path}: not there", code="missing-files") from error
         except OSError as error:
             raise LocalError(f"{self.root}/{path}: {error.strerror}", code="unreadable") from error
         with os.fdopen(handle, "rb", buffering=0) as file:

@@ -85,7 +85,7 @@ class RpmMd:
 
     def beside(self, main: str) -> tuple[str, ...]:
         """The paths that may lie beside *main*, in the order in which they are switched."""
-        return (KEY, SIGNATURE)
+        return tuple(path for path in self.mains() if path != main)
 
     def describe(self, path: str) -> tuple[str, str]:
         """Type and track of a path of ``mains``."""
@@ -142,8 +142,8 @@ class _Record:
 
     __slots__ = ("base", "href", "texts", "type")
 
-    def __init__(self, record_type: str | None) -> None:
-        self.type = record_type
+    def __init__(self, record_type: str) -> None:
+        self.type = record_type  #: empty when it has none
         self.href: str | None = None
         self.base: str | None = None
         #: element: (its type attribute, its text)
@@ -151,7 +151,9 @@ class _Record:
 
     def label(self) -> str:
         """How ``skipped`` names the record."""
-        return (self.type or "a record without a type")[:64]
+        if not self.type:
+            return "a record without a type"
+        return self.type[:64] if self.type.isprintable() else ascii(self.type[:64])
 
     def unusable(self) -> str | None:
         """Why the record is left out, if it is."""
@@ -171,12 +173,11 @@ class _Record:
 
     def file(self, what: str) -> PublishedFile:
         """The file that a usable record names."""
-        assert self.type is not None and self.href is not None
         about = f"{what}: {self.type}"
         promised = self._digest("open-checksum", about)
         track = track_of(self.type)
         return PublishedFile(
-            path=safe_path(self.href, about),
+            path=safe_path(self.href or "", about),
             type=self.type,
             track=track,
             rank=rank_of(track),
@@ -241,7 +242,7 @@ class _Document:
             parser.StartElementHandler = parser.EndElementHandler = None
             parser.CharacterDataHandler = None
 
-    def _declaration(self, version: str, encoding: str | None, standalone: int) -> None:
+    def _declaration(self, _version: str, encoding: str | None, _standalone: int) -> None:
         if encoding is not None and encoding.lower() not in ("utf-8", "us-ascii"):
             raise FormatError(f"{self._what}: encoding {encoding[:40]!r} is not UTF-8")
 
@@ -261,7 +262,7 @@ class _Document:
             case ["data"]:
                 if len(self.records) >= LIMITS.files:
                     raise FormatError(f"{self._what}: more than {LIMITS.files} records")
-                self.records.append(_Record(attributes.get("type")))
+                self.records.append(_Record(attributes.get("type", "")))
             case ["data", "location"]:
                 record = self.records[-1]
                 if record.href is not None:
@@ -288,7 +289,7 @@ class _Document:
             raise FormatError(f"{self._what}: <{self._path[-1]}> is too long")
         self._text.append(text)
 
-    def _end(self, name: str) -> None:
+    def _end(self, _name: str) -> None:
         if self._text is not None:
             text = "".join(self._text).strip()
             match self._path[1:]:

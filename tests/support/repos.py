@@ -32,12 +32,13 @@ DAY = 86_400
 #: File name suffix by codec. "gzip" is the GNU program's deflate, which is not zlib's.
 SUFFIXES = {"none": "", "gz": ".gz", "gzip": ".gz", "xz": ".xz", "bz2": ".bz2", "zst": ".zst"}
 
-_WORDS = (
+_TEXT = (
     "library tool server client python module system network parser driver engine fast simple "
     "modern portable bindings documentation headers static shared runtime support plugin daemon "
     "utility command interface graphics audio font theme kernel filesystem archive codec math "
     "linear algebra database cache queue protocol secure signing key message format convert view"
-).split()
+)
+_WORDS = tuple(_TEXT.split())
 _ARCHES = ("x86_64", "x86_64", "x86_64", "noarch", "i686")
 _LICENSES = ("MIT", "Apache-2.0", "GPL-2.0-or-later", "LGPL-2.1-or-later", "BSD-3-Clause")
 
@@ -100,8 +101,7 @@ def evolve(
         after[position] = _updated(after[position], choice)
     for position in sorted(positions[: count // 10], reverse=True):
         del after[position]
-    for number in range(count // 5):
-        after.append(_package(choice, 1_000_000 + 1000 * seed + number))
+    after += [_package(choice, 1_000_000 + 1000 * seed + at) for at in range(count // 5)]
     return tuple(sorted(after, key=lambda package: package.name))
 
 
@@ -291,10 +291,11 @@ def _record(
 
 
 def _primary(made: Sequence[GeneratedPackage]) -> str:
-    out = [
+    start = (
         f'<?xml version="1.0" encoding="UTF-8"?>\n<metadata xmlns="{_COMMON_NS}" '
         f'xmlns:rpm="{_RPM_NS}" packages="{len(made)}">\n'
-    ]
+    )
+    out = [start]
     for package in made:
         entries = "".join(
             f"      <rpm:entry name={quoteattr(name)}/>\n" for name in package.requires
@@ -377,7 +378,8 @@ def _updateinfo(made: Sequence[GeneratedPackage]) -> str:
         '<?xml version="1.0" encoding="UTF-8"?>\n<updates>\n'
         + "".join(
             f'  <update from="updates@example.org" status="stable" type="bugfix" version="2.0">\n'
-            f"    <id>EX-{package.built}</id>\n    <title>{package.name}-{package.version}</title>\n"
+            f"    <id>EX-{package.built}</id>\n"
+            f"    <title>{package.name}-{package.version}</title>\n"
             f'    <issued date="{formatdate(package.built)}"/>\n'
             f"    <description>{escape(package.description)}</description>\n"
             f'    <pkglist><collection short="EX"><package name="{package.name}" '
@@ -564,7 +566,8 @@ def _packages_file(made: Sequence[GeneratedPackage], component: str, arch: str) 
         f"Maintainer: Example <maintainer@example.org>\nInstalled-Size: {package.size // 300}\n"
         f"Depends: {', '.join(name.split('.')[0] for name in package.requires)}\n"
         f"Filename: pool/{component}/{package.name}_{package.version}-1_{arch}.deb\n"
-        f"Size: {package.size}\nSHA256: {hashlib.sha256((package.id + arch).encode()).hexdigest()}\n"
+        f"Size: {package.size}\n"
+        f"SHA256: {hashlib.sha256((package.id + arch).encode()).hexdigest()}\n"
         f"Description: {package.summary}\n\n"
         for package in made
     )
