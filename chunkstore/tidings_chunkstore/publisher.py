@@ -1,0 +1,454 @@
+"""Publish: from a proven tree to one new pack and a new head. Owns the order of writes.
+
+The pack is written first, the head swapped last, both under the folder's lock: a crash in
+between leaves the old state whole, and the next publish removes the pack that no head names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import frames, head, packing
+from . import recipe as recipes
+from .backends.base import HEAD_NAME
+from .backends.local import LocalBackend
+from .errors import FormatError, InputError, LocalError, StoreError, UnsettledError
+from .ids import ContentId, FileId
+from .layout import Layout, PublishedFile, TreeListing, by_name, read_tree, unchanged
+from .limits import LIMITS
+from .opening import Codec, codec_of, open_stream
+from .pack import REPO_ID, Content, File, Snapshot, Toc
+from .places import PackName, Span
+from .recipe import Recipe
+from .store import Store, Stored
+
+Progress = Callable[[str], None]
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to publish."""
+
+    layout: str | None = None  #: forces a layout; None: detected
+    keep: int = 30  #: snapshots that the head retains, at most
+    keep_seconds: int | None = None  #: and no older than this, the current one aside
+    direct: int = 0  #: make direct edges from this many snapshots back
+    rebuild: bool = False  #: start the store anew, whatever is there
+    follow: tuple[Path, ...] = ()  #: further roots that the operator's symlinks may lead into
+
+
+@dataclass(frozen=True, slots=True)
+class OpaqueFile:
+    """A published file that no recipe gives back, and why that may be."""
+
+    path: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a publish did. Sizes in bytes."""
+
+    changed: bool
+    serial: int
+    snapshots: int
+    seconds: float
+    pack: str | None = None
+    pack_bytes: int = 0
+    changed_bytes: int = 0  #: published bytes of the files that are new in this snapshot
+    published_bytes: int = 0  #: of all files
+    tally: packing.Tally = field(default_factory=packing.Tally)
+    opaque: tuple[OpaqueFile, ...] = ()
+    engines: Mapping[str, int] = field(default_factory=dict)  #: files by the recipe's engine
+    removed: tuple[str, ...] = ()  #: leftovers of an interrupted publish
+
+    @property
+    def share(self) -> float:
+        """The pack's bytes as a share of the changed files' published bytes."""
+        return self.pack_bytes / self.changed_bytes if self.changed_bytes else 0.0
+
+
+def publish(
+    root: Path,
+    backend: LocalBackend,
+    options: Options | None = None,
+    progress: Progress = _silent,
+) -> Report:
+    """Publish the repository in *root* to the store *backend*.
+
+    Raises:
+        InputError, UnsettledError: see ``layout.read_tree``.
+        LockedError: another publish is at work.
+        StoreError: the store is damaged; nothing was changed.
+        LocalError: a read or write failed; the last published state is whole.
+    """
+    options = options or Options()
+    started = time.monotonic()
+    layout = by_name(options.layout) if options.layout else None
+    store = Store(backend)
+    quick = None if options.rebuild else _unchanged(root, layout, store, options)
+    if quick is not None:
+        return Report(False, quick.serial, len(quick.states), time.monotonic() - started)
+    tree = read_tree(root, layout, follow=options.follow)
+    with backend.lock():
+        return _Publish(tree, store, backend, options, progress, started).run()
+
+
+def _unchanged(
+    root: Path, layout: Layout | None, store: Store, options: Options
+) -> head.Head | None:
+    """The head, when it describes what *root* holds as far as stat can tell."""
+    try:
+        now = store.read_head()
+    except StoreError:
+        return None  # the publish proper says what is wrong
+    if now is None or (layout is not None and layout.name != now.layout):
+        return None
+    try:
+        known = by_name(now.layout)
+    except InputError:
+        return None
+    beside = set(known.mains())
+    mains = {f.path: bytes(f.sha256) for f in now.files if f.path in beside}
+    sizes = {f.path: f.size for f in now.files if f.path not in beside}
+    same = unchanged(root, known, mains, sizes, follow=options.follow)
+    return now if same and store.backend.size(str(now.current.pack)) is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A file to publish and how to get its bytes."""
+
+    file: PublishedFile
+    id: FileId
+    size: int
+    read: Callable[[], bytes]
+
+
+@dataclass(slots=True)
+class _Publish:
+    tree: TreeListing
+    store: Store
+    backend: LocalBackend
+    options: Options
+    progress: Progress
+    started: float
+    _located: dict[ContentId, Stored] = field(default_factory=dict)
+    _contents: dict[str, Content] = field(default_factory=dict)
+    _files: list[File] = field(default_factory=list)
+    _small: list[tuple[str, ContentId, bytes]] = field(default_factory=list)
+
+    def run(self) -> Report:
+        """Under the lock: pack, then head."""
+        before_bytes = self.store.read_head_bytes()
+        before = None if self.options.rebuild else self._before(before_bytes)
+        removed = self._sweep(before)
+        names = self.store.pack_names() if before else []
+        tocs = self.store.tocs(names)
+        last = next((t for n, t in tocs if before and n == before.current.pack), None)
+        if before and last is None:
+            raise StoreError(
+                f"the head names pack {before.current.pack}, which is missing; "
+                "restore it, or publish with --rebuild",
+                code="store-missing",
+            )
+        sources = self._sources()
+        if last and _same(last.snapshot, sources):
+            assert before is not None  # noqa: S101 - last comes from it
+            return Report(
+                False, before.serial, len(before.states), self._seconds(), removed=removed
+            )
+        self._located = self.store.locate(tocs)
+        serial = self._next_serial(before, before_bytes)
+        packer = packing.Packer(
+            serial, _known(tocs), frames.LEVEL_STEP if last else frames.LEVEL_FIRST
+        )
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            for source in sources:
+                self._take(source, last, before, tocs, packer, pool)
+        snapshot = self._snapshot(before, serial)
+        name, pieces, toc = packer.finish(snapshot, before.serial if before else None)
+
+        retained = self._retained(before, (name, toc))
+        new_head = head.encode(head.build(retained))
+        if len(new_head) > LIMITS.head:
+            raise InputError(f"the head would have {len(new_head)} bytes; keep fewer snapshots")
+        self.progress(f"writing {name}")
+        size = self.backend.put(str(name), pieces)
+        self.backend.swap_head(new_head, before_bytes)
+        self.store.remember(name, toc)
+
+        old = {f.sha256 for f in last.snapshot.files} if last else set()
+        engines: dict[str, int] = {}
+        for file in self._files:
+            if file.recipe and file.recipe.engine:
+                engines[file.recipe.engine] = engines.get(file.recipe.engine, 0) + 1
+        return Report(
+            True,
+            serial,
+            len(retained),
+            self._seconds(),
+            str(name),
+            size,
+            sum(f.size for f in self._files if f.sha256 not in old),
+            sum(f.size for f in self._files),
+            packer.tally,
+            tuple(OpaqueFile(f.path, f.size) for f in self._files if f.recipe is None),
+            engines,
+            removed,
+        )
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def _before(self, data: bytes | None) -> head.Head | None:
+        """The head to build on: the one in place, or one rebuilt where it is gone."""
+        if data is None:
+            return self.store.rebuild_head()
+        try:
+            return head.decode(data)
+        except FormatError as error:
+            raise StoreError(
+                f"{HEAD_NAME} is damaged ({error}); remove it to have it rebuilt from the packs",
+                code="store-head",
+            ) from error
+
+    def _sweep(self, before: head.Head | None) -> tuple[str, ...]:
+        """Remove temporary files, and packs that were written and never named by a head."""
+        removed = self.backend.sweep()
+        if before is not None:
+            for name in self.store.pack_names():
+                if name.serial > before.serial:
+                    self.backend.delete(str(name))
+                    removed.append(str(name))
+        return tuple(removed)
+
+    def _next_serial(self, before: head.Head | None, data: bytes | None) -> int:
+        """One above everything ever seen here: a serial is never used twice."""
+        last = before.serial if before else 0
+        if self.options.rebuild and data is not None:
+            try:
+                last = head.decode(data).serial
+            except FormatError:
+                last = 0  # a damaged head tells no serial; the packs still do
+        return max([last, *(name.serial for name in self.store.pack_names())]) + 1
+
+    def _sources(self) -> list[_Source]:
+        found = [
+            _Source(main.file, main.id, len(main.data), lambda data=main.data: data)  # type: ignore[misc]
+            for main in reversed(self.tree.mains)
+        ]
+        for entry in self.tree.files:
+            found.append(
+                _Source(
+                    entry.file,
+                    entry.id,
+                    entry.size,
+                    lambda entry=entry: _read(entry.source, entry.size, entry.id),  # type: ignore[misc]
+                )
+            )
+        # Release goes before InRelease, which is mostly the same text and is made from it.
+        return sorted(found, key=lambda s: (s.file.rank, s.file.track == "inrelease"))
+
+    def _take(
+        self,
+        source: _Source,
+        last: Toc | None,
+        before: head.Head | None,
+        tocs: Sequence[tuple[PackName, Toc]],
+        packer: packing.Packer,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        """Add one file, and its content where it is new."""
+        file = source.file
+        old = last.snapshot if last else None
+        same = next((f for f in old.files if f.sha256 == source.id), None) if old else None
+        if same is not None and old is not None and before is not None:
+            self._keep(source, same, old, before.current.pack)
+            return
+        self.progress(f"reading {file.path}")
+        published = source.read()
+        codec = codec_of(file.path, published[:16])
+        content = published
+        if codec is not Codec.NONE:
+            try:
+                stream = open_stream(io.BytesIO(published), codec, limit=LIMITS.content)
+                content = b"".join(stream)
+            except FormatError:
+                # Whatever it is, clients get it as it is.
+                self._add_file(source, self._opaque(file, published), None)
+                return
+        hint = next((f.recipe for f in old.files if f.type == file.type), None) if old else None
+        proof = pool.submit(recipes.find, published, content, codec, hint)
+        if hint is None and proof.result() is None:
+            self._add_file(source, self._opaque(file, published), None)
+            return
+        # With a recipe that held last time, the proof runs beside the chunking and the delta.
+        content_id = ContentId.of(content)
+        track = self._track_for(file, content_id)
+        self._store(track, content_id, content, source.size, before, tocs, packer)
+        found = proof.result()
+        if found is None:
+            self._add_file(source, self._opaque(file, published), None)
+            return
+        for number, (side, data) in enumerate(found.sides.items()):
+            side_track = f"{track}.{file.type}.side{number}"
+            self._store(side_track, side, data, len(data), before, tocs, packer)
+        self._add_file(source, track, found.recipe)
+
+    def _add_file(self, source: _Source, track: str, recipe: Recipe | None) -> None:
+        file = source.file
+        self._files.append(File(file.path, file.type, track, source.size, source.id, recipe))
+
+    def _opaque(self, file: PublishedFile, published: bytes) -> str:
+        """The track of a file that only the whole file can serve; its content is not stored."""
+        content = ContentId.of(published)
+        track = self._track_for(file, content)
+        self._contents.setdefault(track, Content(track, content, len(published), None))
+        return track
+
+    def _keep(self, source: _Source, same: File, old: Snapshot, pack: PackName) -> None:
+        """The file is as before: so are its content, its recipe and its side contents."""
+        recipe = same.recipe
+        for content in old.contents:
+            wanted = content.track == same.track or (recipe and content.id in recipe.sides)
+            if wanted and content.track not in self._contents:
+                place = content.index.within(pack) if content.index else None
+                self._contents[content.track] = Content(
+                    content.track, content.id, content.size, place
+                )
+                if content.size <= packing.ALONE and content.id in self._located:
+                    data = self.store.content(content.id, self._located)
+                    self._small.append((content.track, content.id, data))
+        self._add_file(source, same.track, recipe)
+
+    def _track_for(self, file: PublishedFile, content: ContentId) -> str:
+        """The file's track, or one of its own where its kin have another content."""
+        for track in (file.track, f"{file.track}.{file.type}", f"{file.track}.{file.path}"):
+            taken = self._contents.get(track)
+            if taken is None or taken.id == content:
+                return track
+        raise InputError(f"{file.path} is listed twice with different contents")
+
+    def _store(
+        self,
+        track: str,
+        content: ContentId,
+        data: bytes,
+        published_size: int,
+        before: head.Head | None,
+        tocs: Sequence[tuple[PackName, Toc]],
+        packer: packing.Packer,
+    ) -> None:
+        if track in self._contents:
+            return  # another wrapping of the same content
+        by_serial = {toc.snapshot.serial: (name, toc) for name, toc in tocs}
+        previous = None
+        pinned = None
+        if before is not None:
+            name, toc = by_serial[before.serial]
+            old = toc.snapshot.content(track)
+            if old is not None and old.id == content:
+                place = old.index.within(name) if old.index else None
+                if place is not None:
+                    self._contents[track] = Content(track, content, len(data), place)
+                    self._note_small(track, content, data)
+                    return
+            elif old is not None and old.index is not None:
+                pinned = self._pinned(old.index.within(name))
+                previous = self._base(before.serial, old.id)
+        self._contents[track] = Content(track, content, len(data), None)
+        self.progress(f"chunking {track}")
+        packer.add(track, content, data, published_size, pinned)
+        self.progress(f"delta for {track}")
+        helpers = [s for s in self._small if len(data) <= packing.ALONE]
+        packer.connect(track, content, data, published_size, previous, helpers)
+        for state in before.states[-1 - self.options.direct : -1] if before else ():
+            entry = by_serial.get(state.serial)
+            older = entry[1].snapshot.content(track) if entry else None
+            if older and older.index and older.id != content:
+                if previous is None or older.id != previous.id:
+                    base = self._base(state.serial, older.id)
+                    packer.connect_directly(track, content, data, published_size, base)
+        self._note_small(track, content, data)
+
+    def _note_small(self, track: str, content: ContentId, data: bytes) -> None:
+        if len(data) <= packing.ALONE:
+            self._small.append((track, content, data))
+
+    def _pinned(self, place: Span) -> packing.Pinned:
+        chunk_list = self.store.read_index(place)
+        used = next((f.dictionary for f in reversed(chunk_list.frames) if f.dictionary), None)
+        return packing.Pinned(chunk_list.params, used, self.store.read_dictionary(used))
+
+    def _base(self, serial: int, content: ContentId) -> packing.Base:
+        return packing.Base(serial, content, lambda: self.store.content(content, self._located))
+
+    def _snapshot(self, before: head.Head | None, serial: int) -> Snapshot:
+        listing = self.tree.listing
+        return Snapshot(
+            before.repo if before else secrets.token_bytes(REPO_ID),
+            serial,
+            int(time.time()),
+            listing.layout,
+            listing.main,
+            listing.timestamp,
+            tuple(self._files),
+            tuple(self._contents.values()),
+        )
+
+    def _retained(
+        self, before: head.Head | None, new: tuple[PackName, Toc]
+    ) -> list[tuple[PackName, Toc]]:
+        retained = []
+        oldest = 0
+        if self.options.keep_seconds is not None:
+            oldest = new[1].snapshot.time - self.options.keep_seconds
+        for state in before.states if before else ():
+            toc = self.store.toc(state.pack)
+            if toc.snapshot.time >= oldest:
+                retained.append((state.pack, toc))
+        keep = max(self.options.keep, 1) - 1
+        return [*(retained[-keep:] if keep else ()), new]
+
+
+def _same(old: Snapshot, sources: Sequence[_Source]) -> bool:
+    return {(f.path, f.sha256) for f in old.files} == {(s.file.path, s.id) for s in sources}
+
+
+def _known(
+    tocs: Sequence[tuple[PackName, Toc]],
+) -> dict[bytes, tuple[Span, Span | None]]:  # keyed by ChunkId, which is bytes
+    known: dict[bytes, tuple[Span, Span | None]] = {}
+    for name, toc in tocs:
+        for run in toc.runs:
+            dictionary = run.dictionary.within(name) if run.dictionary else None
+            offset = run.offset
+            for chunk, _, length in run.rows:
+                known[chunk] = (Span(name, offset, length), dictionary)
+                offset += length
+    return known
+
+
+def _read(path: Path, size: int, expected: FileId) -> bytes:
+    """The file's bytes as they were proven. Raises UnsettledError when they changed since."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(size + 1)
+    except OSError as error:
+        raise LocalError(f"{path}: {error.strerror}") from error
+    if hashlib.sha256(data).digest() != expected:
+        raise UnsettledError(f"{path} changed while it was published", code="moving")
+    return data
