@@ -65,15 +65,30 @@ class ChunkerParams:
         return cls(ALGORITHM, minimum, average, maximum)
 
 
-def params_for(content_size: int, published_size: int) -> ChunkerParams:
+def params_for(
+    content_size: int, published_size: int, previous: ChunkerParams | None = None
+) -> ChunkerParams:
     """The parameters for a content of *content_size* bytes, published in *published_size* bytes.
 
-    From sizes alone, so that every version of a file that keeps its character is cut alike.
-    docs/adr/0001-chunk-parameters.md has the rule and the measurements behind it.
+    docs/adr/0001-chunk-parameters.md has the rule and the measurements behind it. *previous* are
+    those of the same file's last version: other cuts would end all reuse, so they are kept as
+    long as a content of half or twice the size would have got them.
     """
-    average = 4 * KIB
-    while average < 64 * KIB and published_size * average * 8 < content_size * 4 * KIB:
-        average *= 2
+    if previous is not None and any(
+        previous == _rule(size, published_size)
+        for size in (content_size // 2, content_size, content_size * 2)
+    ):
+        return previous
+    return _rule(content_size, published_size)
+
+
+def _rule(content_size: int, published_size: int) -> ChunkerParams:
+    if content_size < 4 * MIB:
+        average = 2 * KIB  # so few chunks that the index costs less than what is missing
+    elif content_size < 12 * published_size:
+        average = 4 * KIB
+    else:
+        average = 8 * KIB  # compresses so well that the index would outgrow the frames
     return ChunkerParams.of(average // 4, average, average * 8)
 
 

@@ -17,11 +17,16 @@ from .zstd import zstd
 Buffer = bytes | bytearray | memoryview
 
 #: Levels for FrameWriter, chosen by measuring (docs/adr/0001-chunk-parameters.md).
-LEVEL_FIRST = 12
+LEVEL_FIRST = 9
 LEVEL_STEP = 19
 
-#: Bytes of samples that a dictionary is trained on, and the size zstd makes of them at best.
+#: Bytes of new chunks up to which the high level's time, some 3 MB/s, is no matter.
+_STEP_BYTES = 8 * MIB
+
+#: Bytes of samples that a dictionary is trained on; one sample; the fewest worth a try; how many
+#: chunks are compressed to see whether it pays.
 _SAMPLE_BYTES = 4 * MIB
+_PIECE = 4 * KIB
 _FEWEST_SAMPLES = 16
 _TRIAL_CHUNKS = 64
 
@@ -36,9 +41,11 @@ def train_dictionary(chunks: Sequence[Buffer], size: int = 16 * KIB) -> bytes:
     evenly, are looked at. A dictionary pays when what it saves on *chunks*, estimated on a few,
     is more than its own compressed size, which every client must download once.
     """
-    total = sum(len(chunk) for chunk in chunks)
-    stride = max(1, -(-total // _SAMPLE_BYTES))
-    samples = [bytes(chunk) for chunk in chunks[::stride] if len(chunk) >= 8]
+    # Pieces, or the samples from a few large chunks would be too few to find what repeats.
+    views = [memoryview(chunk) for chunk in chunks]
+    pieces = [view[i : i + _PIECE] for view in views for i in range(0, len(view), _PIECE)]
+    stride = max(1, -(-len(pieces) * _PIECE // _SAMPLE_BYTES))
+    samples = [bytes(piece) for piece in pieces[::stride] if len(piece) >= 8]
     if len(samples) < _FEWEST_SAMPLES:
         return b""
     # With too little to learn from, the trainer wants a smaller dictionary than it was asked for.
@@ -53,6 +60,11 @@ def train_dictionary(chunks: Sequence[Buffer], size: int = 16 * KIB) -> bytes:
     saved = sum(len(without.frame(chunk)) - len(using.frame(chunk)) for chunk in trial)
     cost = len(zstd.compress(trained, 19))
     return trained if saved * len(chunks) > cost * len(trial) else b""
+
+
+def level_for(new_bytes: int) -> int:
+    """The level for a publish with *new_bytes* of chunks that the store does not hold yet."""
+    return LEVEL_STEP if new_bytes <= _STEP_BYTES else LEVEL_FIRST
 
 
 class FrameWriter:

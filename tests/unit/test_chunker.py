@@ -22,7 +22,7 @@ from tidings_chunkstore.chunker import (
     scan_ids,
 )
 from tidings_chunkstore.errors import FormatError
-from tidings_chunkstore.limits import LIMITS
+from tidings_chunkstore.limits import LIMITS, MIB
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "chunks.json"
 
@@ -41,7 +41,7 @@ def vectors() -> list[dict[str, object]]:
 @pytest.mark.parametrize("vector", vectors(), ids=lambda v: str(v["name"]))
 def test_cuts_and_ids_are_pinned(vector: dict[str, object]) -> None:
     """A change here is a format change: stored indexes would find nothing again."""
-    generator = random.Random(vector["seed"])
+    generator = random.Random(int(str(vector["seed"])))
     alphabet = str(vector["alphabet"]).encode("latin-1")
     data = bytes(generator.choices(alphabet, k=int(str(vector["size"]))))
     params = ChunkerParams(*vector["params"])  # type: ignore[misc]
@@ -87,6 +87,31 @@ def test_extreme_allowed_parameters_run() -> None:
 def test_params_for_answers_for_any_sizes(content: int, published: int) -> None:
     params = params_for(content, published)
     assert ChunkerParams(params.name, params.min, params.avg, params.max) == params
+
+
+@pytest.mark.parametrize(
+    ("content", "published", "average"),
+    [
+        (1_200_000, 17_780, 2048),
+        (26_000_000, 2_839_894, 4096),
+        (120_000_000, 12_000_000, 4096),
+        (56_630_260, 4_060_858, 8192),
+        (61_216_456, 534_858, 8192),
+        (61_216_456, 0, 8192),
+    ],
+)
+def test_the_rule_of_the_adr(content: int, published: int, average: int) -> None:
+    assert params_for(content, published) == ChunkerParams.of(average // 4, average, average * 8)
+
+
+def test_previous_parameters_are_kept_near_a_threshold_only() -> None:
+    small, medium = params_for(MIB, MIB), params_for(20 * MIB, 10 * MIB)
+    assert params_for(5 * MIB, MIB) == medium
+    assert params_for(5 * MIB, MIB, small) == small
+    assert params_for(9 * MIB, MIB, small) == medium
+    assert params_for(3 * MIB, MIB, medium) == medium
+    assert params_for(MIB, MIB, medium) == small
+    assert params_for(MIB, MIB, ChunkerParams.of(64, 256, 1024)) == small
 
 
 def test_nothing_and_little() -> None:

@@ -7,7 +7,13 @@ import random
 import pytest
 
 from tidings_chunkstore.errors import FormatError
-from tidings_chunkstore.frames import FrameReader, FrameWriter, open_frame, train_dictionary
+from tidings_chunkstore.frames import (
+    FrameReader,
+    FrameWriter,
+    level_for,
+    open_frame,
+    train_dictionary,
+)
 from tidings_chunkstore.limits import LIMITS
 from tidings_chunkstore.zstd import zstd
 
@@ -51,6 +57,15 @@ def test_the_dictionary_pays_and_is_deterministic() -> None:
     assert train_dictionary([bytearray(c) for c in CHUNKS]) == DICTIONARY
     plain, using = FrameWriter(b""), FrameWriter(DICTIONARY)
     assert sum(len(using.frame(c)) for c in CHUNKS) < 0.9 * sum(len(plain.frame(c)) for c in CHUNKS)
+
+
+def test_few_large_chunks_train_a_dictionary_too() -> None:
+    large = [b"".join(records(40, seed)) for seed in range(6)]
+    assert train_dictionary(large)
+
+
+def test_steps_compress_harder_than_first_publishes() -> None:
+    assert level_for(0) == level_for(8 << 20) > level_for((8 << 20) + 1)
 
 
 def test_no_dictionary_where_none_pays() -> None:
