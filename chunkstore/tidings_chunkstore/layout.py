@@ -340,14 +340,16 @@ def _check_sizes(tree: _Tree, layout: Layout, listing: Listing) -> list[str]:
             wrong.append(file.path)
     if absent and (not layout.partial or len(absent) == len(listing.files)):
         raise _unsettled(
-            tree.root, absent, f"named by {listing.main} and not there", "missing-files"
+            tree.root, absent, f"named by {listing.main} and not there", code="missing-files"
         )
     if wrong:
-        raise _unsettled(tree.root, wrong, f"not the size that {listing.main} says", "wrong-size")
+        raise _unsettled(
+            tree.root, wrong, f"not the size that {listing.main} says", code="wrong-size"
+        )
     return absent
 
 
-def _unsettled(root: Path, paths: Sequence[str], problem: str, code: str) -> UnsettledError:
+def _unsettled(root: Path, paths: Sequence[str], problem: str, *, code: str) -> UnsettledError:
     more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
     return UnsettledError(f"{root}/{paths[0]}: {problem}{more}", code=code, paths=list(paths))
 
@@ -395,6 +397,9 @@ def _prove(tree: _Tree, file: PublishedFile, main: str) -> TreeFile:
         )
     if named is not None and (extra or sha256).hexdigest() != named.hex:
         raise _unsettled(
-            tree.root, [file.path], f"not the {named.algorithm} that {main} says", "wrong-checksum"
+            tree.root,
+            [file.path],
+            f"not the {named.algorithm} that {main} says",
+            code="wrong-checksum",
         )
     return TreeFile(file, Path(real), size, FileId(sha256.digest()))

@@ -71,6 +71,8 @@ def select(
     takes exactly that. *zchunk*: prefer ``_zck``, as a librepo built with zchunk does. Common
     names that the repository lacks select nothing, as with dnf.
 
+    For apt, a name takes all indexes of that type ("packages"), and there are no common names.
+
     Raises:
         InputError: a name is neither common nor in the repository; the message lists what is.
     """
@@ -83,7 +85,7 @@ def select(
         found = choose(present, name, zchunk)
         if found is not None:
             chosen.add(found)
-        elif name not in _COMMON:
+        elif name not in _COMMON or listing.layout != "rpm-md":
             raise InputError(
                 f"unknown metadata type: {name} (the repository has {', '.join(sorted(present))})",
                 code="unknown-type",

@@ -227,8 +227,9 @@ def rpm_md(
     """Write the metadata of *made* below *root*, as createrepo_c would; older metadata goes.
 
     Args:
-        codec: one for all, or by type (others "gz"). Group is also published plain, as
-            ``group`` beside ``group_gz``, when its codec is not "none".
+        codec: one for all, or by type (others "gz"). Group is as createrepo_c has it: 1.x
+            (zst) publishes ``group`` compressed, 0.x (the others) plain and beside it
+            ``group_gz``.
         checksum: hashlib's name; openSUSE has sha512, old repositories sha1 (written "sha").
         extra: records of opaque files: type to (file name, bytes).
         asc: repomd.xml.asc, or what signs repomd.xml.
@@ -239,7 +240,7 @@ def rpm_md(
     for kind, content in contents(made, types).items():
         used = codec if isinstance(codec, str) else codec.get(kind, "gz")
         name = {"group": "comps.xml", "modules": "modules.yaml"}.get(kind, f"{kind}.xml")
-        if kind == "group":
+        if kind == "group" and used != "zst":
             records.append((kind, name, content, None))
             if used == "none":
                 continue

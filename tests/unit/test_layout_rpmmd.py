@@ -238,4 +238,6 @@ def test_generated_repositories_are_read(tmp_path: Path, algorithm: str) -> None
         *("primary", "group", "group_gz", "updateinfo", "filelists", "other")
     ]
     assert listing.timestamp == START
+    newer = RPM_MD.parse(rpm_md(tmp_path, packages(10), codec="zst").read_bytes())
+    assert [file.path[-12:] for file in newer.files if file.track == "group"] == ["omps.xml.zst"]
     assert {file.checksum.algorithm for file in listing.files if file.checksum} == {algorithm}

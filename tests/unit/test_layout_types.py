@@ -64,5 +64,13 @@ def test_what_is_no_type(wanted: str) -> None:
         parse_types(wanted)
 
 
+def test_apt_has_its_own_types() -> None:
+    files = (PublishedFile("main/Packages", "packages", "main/Packages", 1),)
+    indexes = Listing("apt", "InRelease", files, 0, "")
+    assert select(indexes, "packages") == files
+    with pytest.raises(InputError, match="the repository has packages"):
+        select(indexes, "@dnf5")
+
+
 def test_each_type_once() -> None:
     assert parse_types(["primary", "@dnf5"]) == ("primary", "modules", "group", "updateinfo")
