@@ -39,7 +39,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from .errors import EngineError
-from .libzstd import SystemZstd
+from .libzstd import SharedZstd, libraries
 from .limits import KIB, LIMITS
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -147,7 +147,7 @@ def _bzip2(params: tuple[int, ...]) -> Stream:
     return bz2.BZ2Compressor(params[0])
 
 
-# --- GNU gzip: a program ----------------------------------------------------------------------------
+# --- GNU gzip: a program -----------------------------------------------------------------------
 
 
 @functools.cache
@@ -297,7 +297,7 @@ def zstd_makers() -> Mapping[str, tuple[str, ZstdMaker]]:
     """Engine name to (provider, maker), in the order in which a search tries them.
 
     The standard library's libzstd (or its backport's) comes first, for every client has it;
-    then 1.5.6, which made most of the files published today; then the system's own.
+    then 1.5.6, which made most of the files published today; then shared libraries.
     """
     found: dict[str, tuple[str, ZstdMaker]] = {}
     for name in ("compression.zstd", "backports.zstd", "pyzstd"):
@@ -306,9 +306,8 @@ def zstd_makers() -> Mapping[str, tuple[str, ZstdMaker]]:
         except ImportError:
             continue
         found.setdefault(f"zstd-{module.zstd_version}", (name, _module_maker(module)))
-    version = SystemZstd.version()
-    if version:
-        found.setdefault(f"zstd-{version}", ("the system's libzstd", SystemZstd))
+    for version, provider, path in libraries():
+        found.setdefault(f"zstd-{version}", (provider, functools.partial(SharedZstd, path)))
     return found
 
 
@@ -352,6 +351,7 @@ _FIXED: Mapping[str, _Engine] = {
 
 #: The engines that publishers meet most, named by ``engines()`` even where they are missing.
 _KNOWN_ZSTD = {
+    "zstd-1.4.4": "pip install createrepo_c",
     "zstd-1.5.6": "pip install pyzstd==0.16.2",
     "zstd-1.5.7": "Python 3.14, or pip install backports.zstd",
 }

@@ -1,21 +1,27 @@
-"""The system's libzstd by ctypes: one more libzstd version on machines that have it.
+"""Shared libraries of libzstd by ctypes: more versions, on machines that have them.
 
-A distribution's createrepo_c compresses with the distribution's libzstd, so on the machine that
-made the files this is the engine that made them. Only zstd.h's stable interface is used
-(libzstd 1.4.0 and later); ctypes releases the GIL during each call.
+A distribution's createrepo_c compresses with the distribution's libzstd, and the createrepo_c
+wheel with the one it carries (1.4.4), so these are the engines that made such files. Only
+zstd.h's stable interface is used (libzstd 1.4.0 and later); ctypes releases the GIL during each
+call.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.metadata
+import re
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from .errors import EngineError
 from .limits import KIB
 
+_SYSTEM = "libzstd.1.dylib" if sys.platform == "darwin" else "libzstd.so.1"
+_WHEELS = ("createrepo_c",)
 _CONTINUE, _END = 0, 2
 
 
@@ -28,9 +34,9 @@ class _OutBuffer(ctypes.Structure):
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
+def _library(path: str) -> ctypes.CDLL | None:
     try:
-        library = ctypes.CDLL("libzstd.1.dylib" if sys.platform == "darwin" else "libzstd.so.1")
+        library = ctypes.CDLL(path)
     except OSError:
         return None
     size, pointer, number = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
@@ -55,14 +61,35 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
-class SystemZstd:
+def libraries() -> Iterator[tuple[str, str, str]]:
+    """Version (as ``1.5.4``), provider and path of each libzstd found here."""
+    places = [("the system's libzstd", _SYSTEM)]
+    places += [(f"the {wheel} wheel", path) for wheel in _WHEELS for path in _carried(wheel)]
+    for provider, path in places:
+        library = _library(path)
+        if library is not None:
+            number = library.ZSTD_versionNumber()
+            yield f"{number // 10000}.{number // 100 % 100}.{number % 100}", provider, path
+
+
+def _carried(wheel: str) -> list[str]:
+    """Paths of the libzstd that auditwheel put into an installed *wheel*."""
+    try:
+        files = importlib.metadata.files(wheel) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    name = re.compile(r"libzstd-[0-9a-f]{4,16}\.so[0-9.]*")
+    return [str(Path(file.locate())) for file in files if name.fullmatch(file.name)]
+
+
+class SharedZstd:
     """A libzstd compressor, reusable frame after frame. Memory: libzstd's own and 128 KiB."""
 
-    def __init__(self, options: Mapping[int, int], dictionary: bytes | None) -> None:
-        """Raises EngineError when there is no libzstd, or it refuses a parameter."""
-        library = _library()
+    def __init__(self, path: str, options: Mapping[int, int], dictionary: bytes | None) -> None:
+        """Raises EngineError when *path* is no libzstd, or it refuses a parameter."""
+        library = _library(path)
         if library is None:
-            raise EngineError("no libzstd on this system")
+            raise EngineError("libzstd cannot be loaded any more")
         self._library = library
         self._context = library.ZSTD_createCCtx()
         if not self._context:
@@ -75,15 +102,6 @@ class SystemZstd:
             self._check(
                 library.ZSTD_CCtx_loadDictionary(self._context, dictionary, len(dictionary))
             )
-
-    @staticmethod
-    def version() -> str:
-        """As ``1.5.4``; empty without a libzstd."""
-        library = _library()
-        if library is None:
-            return ""
-        number = library.ZSTD_versionNumber()
-        return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
 
     def compress(self, data: bytes | bytearray | memoryview) -> bytes:
         """Take *data*; give the bytes that are ready."""

@@ -40,6 +40,7 @@ __all__ = [
 _FEED = 1 * MIB  #: bytes given to an engine at a time
 _PARAMETERS = 8  #: most parameters of one recipe
 _PARAMETER_MAX = 1 << 53  #: largest integer that every JSON reader keeps exact
+_BLOCK_TOLD = 1 * KIB  #: bytes, more than a frame's header and less than a first block
 _BZ2_LEVELS = b"123456789"
 _GZ_MAGIC = b"\x1f\x8b\x08"
 
@@ -132,8 +133,16 @@ def find(
         if candidate in tried or not available(candidate):
             continue
         tried.add(candidate)
-        if _proves(candidate, published, content):
+        same = _same(candidate, published, content)
+        if same == len(published):
             return Found(candidate, {})
+        # The workers' encoder starts as the plain one does, and holds its first output back for
+        # long: it is worth a try only where the plain one gave the first block.
+        workers = _with_workers(candidate)
+        if workers is not None and same > _BLOCK_TOLD and workers not in tried:
+            tried.add(workers)
+            if _same(workers, published, content) == len(published):
+                return Found(workers, {})
     return None
 
 
@@ -296,8 +305,11 @@ def _run_stream(recipe: Recipe, pieces: Iterator[memoryview]) -> Iterator[bytes]
         yield stream.flush()
 
 
-def _proves(recipe: Recipe, published: bytes, content: Buffer) -> bool:
-    """Whether the recipe gives *published*; stops at the first different piece."""
+def _same(recipe: Recipe, published: bytes, content: Buffer) -> int:
+    """How far the recipe gives *published*, in whole pieces; all of it is proof.
+
+    Stops at the first different piece.
+    """
     position = 0
     view = memoryview(content)
     # A wrong encoder shows in its first block, so the first pieces are small.
@@ -305,15 +317,22 @@ def _proves(recipe: Recipe, published: bytes, content: Buffer) -> bool:
     try:
         for piece in made:
             if not published.startswith(piece, position):
-                return False
+                return min(position, len(published) - 1)
             position += len(piece)
     except EngineError:
-        return False
+        return 0
     finally:
         close = getattr(made, "close", None)
         if close is not None:
             close()
-    return position == len(published)
+    return position
+
+
+def _with_workers(recipe: Recipe) -> Recipe | None:
+    if recipe.codec is not Codec.ZST or recipe.params[1] & ZSTD_WORKERS:
+        return None
+    level, flags, *tail = recipe.params
+    return replace(recipe, params=(level, flags | ZSTD_WORKERS, *tail))
 
 
 # --- searching: what the published bytes tell, then the likely before the rare ------------------
@@ -378,14 +397,10 @@ def _zst_candidates(published: bytes, size: int, hint: Recipe | None) -> Iterato
     tail = (size,) if states_size else ()
     if hint is not None and hint.codec is Codec.ZST:
         yield replace(hint, params=(hint.params[0], hint.params[1] & ZSTD_WORKERS | flags, *tail))
-    # The zstd program states a checksum and compresses by workers; libraries mostly do neither.
-    variants = (flags, flags | ZSTD_WORKERS)
-    for variant in reversed(variants) if flags & ZSTD_CHECKSUM else variants:
-        for level in _ZST_LEVELS:
-            if _zst_window(level, size if states_size else None) not in (window, -1):
-                continue
+    for level in _ZST_LEVELS:
+        if _zst_window(level, size if states_size else None) in (window, -1):
             for name in _engines.zstd_makers():
-                yield Recipe(Codec.ZST, name, (level, variant, *tail))
+                yield Recipe(Codec.ZST, name, (level, flags, *tail))
 
 
 def _zst_window(level: int, size: int | None) -> int | None:
@@ -408,10 +423,10 @@ def _xz_candidates(published: bytes, hint: Recipe | None) -> Iterator[Recipe]:
     if len(published) < 24 or not published.startswith(b"\xfd7zXZ\0\0"):
         return
     check = published[7]  # .xz format 2.1.1.2
-    if hint is not None and hint.codec is Codec.XZ:
-        yield replace(hint, params=(*hint.params[:2], check))
     if check not in (0, 1, 4, 10):
         return
+    if hint is not None and hint.codec is Codec.XZ:
+        yield replace(hint, params=(*hint.params[:2], check))
     # One block with the LZMA2 filter tells its dictionary's size (.xz format 3.1 and 5.3.1).
     told = published[16] if published[13:16] == b"\0\x21\1" else None
     for extreme in (0, 1):

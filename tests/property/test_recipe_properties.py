@@ -7,6 +7,7 @@ import json
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tidings_chunkstore.errors import FormatError
 from tidings_chunkstore.recipe import Codec, Recipe, available, find, open_stream, run
 

@@ -18,6 +18,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+
 from tidings_chunkstore import engines as engine_table
 from tidings_chunkstore.errors import EngineError, FormatError
 from tidings_chunkstore.ids import ContentId
@@ -75,6 +76,7 @@ ALL = [
     Recipe(Codec.GZ, "gzip-1", (6, 1), HEADER),
     Recipe(Codec.ZST, "zstd-1.5.7", (10, 0)),
     Recipe(Codec.ZST, "zstd-1.5.6", (10, 0)),
+    Recipe(Codec.ZST, "zstd-1.4.4", (10, 0)),
     Recipe(Codec.ZST, "zstd-1.5.6", (3, engine_table.ZSTD_CHECKSUM)),
     Recipe(Codec.XZ, "liblzma", (5, 0, 1)),
     Recipe(Codec.XZ, "liblzma", (2, 1, 4)),
