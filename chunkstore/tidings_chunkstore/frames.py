@@ -18,10 +18,10 @@ Buffer = bytes | bytearray | memoryview
 
 #: Levels for FrameWriter, chosen by measuring (docs/adr/0001-chunk-parameters.md).
 LEVEL_FIRST = 9
-LEVEL_STEP = 19
+LEVEL_STEP = 15
 
-#: Bytes of new chunks up to which the high level's time, some 3 MB/s, is no matter.
-_STEP_BYTES = 8 * MIB
+#: Bytes of new chunks up to which the high level's time, at some 10 MB/s, is no matter.
+_STEP_BYTES = 16 * MIB
 
 #: Bytes of samples that a dictionary is trained on; one sample; the fewest worth a try; how many
 #: chunks are compressed to see whether it pays.

@@ -65,7 +65,7 @@ def test_few_large_chunks_train_a_dictionary_too() -> None:
 
 
 def test_steps_compress_harder_than_first_publishes() -> None:
-    assert level_for(0) == level_for(8 << 20) > level_for((8 << 20) + 1)
+    assert level_for(0) == level_for(16 << 20) > level_for((16 << 20) + 1)
 
 
 def test_no_dictionary_where_none_pays() -> None:
