@@ -21,12 +21,21 @@ from .store import pack_dictionary
 #: Contents up to this size also get an edge that needs no older content: a client that is
 #: several snapshots behind, or comes without any, then needs one section and no chain.
 ALONE = 16 * KIB
+#: Contents up to this size are also tried against small contents of the same snapshot.
+SMALL = 64 * KIB
 #: Where such a section exists, one from the previous content must be this much smaller to be worth it.
 _WORTH = 0.7
 #: Contents from this size on get a dictionary trained for their track.
 _TRAIN = 1 * MIB
 #: A delta above this share of the published file saves too little to be made.
 PAYS = 0.9
+
+#: New frames above this share of the published file serve nobody: a client without a known base
+#: does as well with the whole file. The content is then stored by its delta alone ...
+_FRAMES_PAY = 0.2
+#: ... as long as no more than this many deltas lead to it.
+MAX_DEPTH = 8
+_SAMPLES = 48
 
 Known = Mapping[ChunkId, tuple[Span, Span | None]]
 
@@ -95,8 +104,13 @@ class Packer:
         data: bytes,
         published_size: int,
         pinned: Pinned | None,
+        depth: int,
     ) -> None:
-        """Store a content: its new chunks as frames, and its index."""
+        """Store a content: its new chunks as frames, and its index.
+
+        Where frames do not pay and an edge that ``connect`` made leads here, the edge is all that
+        is stored. *depth* is the number of deltas that would then lead to the content.
+        """
         params = pinned.params if pinned else chunker.params_for(len(data), published_size)
         ends = chunker.cuts(data, params)
         ids = chunker.chunk_ids(data, ends)
@@ -107,6 +121,12 @@ class Packer:
             for chunk, piece in zip(ids, pieces, strict=True)
             if chunk not in self.known and chunk not in self._own
         }
+        edged = any(edge.track == track for edge in (*self._edges, *self._alone))
+        if edged and depth <= MAX_DEPTH:
+            dictionary = pinned.dictionary_bytes if pinned else b""
+            estimate = _estimate(list(fresh.values()), dictionary)
+            if estimate > published_size * _FRAMES_PAY:
+                return
         place: Span | None = None
         dictionary = b""
         if pinned and pinned.dictionary:
@@ -152,7 +172,7 @@ class Packer:
         *helpers* are small contents of this snapshot (track, id, bytes) that clients rebuild
         before this one, tried as a further base: InRelease is mostly the Release beside it.
         """
-        alone = self._best_alone(track, content, data, helpers) if len(data) <= ALONE else None
+        alone = self._best_alone(track, content, data, helpers)
         limit = int(published_size * PAYS)
         if alone is not None:
             limit = min(limit, int(len(alone.data) * _WORTH))
@@ -241,11 +261,17 @@ class Packer:
         content: ContentId,
         data: bytes,
         helpers: Iterable[tuple[str, ContentId, bytes]],
-    ) -> _Section:
-        best = _Section(track, None, (), _must(delta.make([], content, data)))
-        for other, other_id, other_data in helpers:
-            section = delta.make([(other_id, other_data)], content, data)
-            if section is not None and len(section) < len(best.data) * _WORTH:
+    ) -> _Section | None:
+        """The best section that needs no older content, for a small content."""
+        best = None
+        if len(data) <= ALONE:
+            best = _Section(track, None, (), _must(delta.make([], content, data)))
+        for other, other_id, other_data in helpers if len(data) <= SMALL else ():
+            limit = int((len(best.data) if best else len(data)) * _WORTH)
+            section = delta.make(
+                [(other_id, other_data)], content, data, budget=delta.Budget(limit=limit)
+            )
+            if section is not None:
                 best = _Section(track, None, (other,), section)
         return best
 
@@ -264,6 +290,16 @@ class Packer:
                 self.tally.edges + span.length,
             )
         return edges
+
+
+def _estimate(chunks: Sequence[memoryview], dictionary: bytes) -> float:
+    """About how many bytes the frames of *chunks* will take, from a few of them."""
+    if not chunks:
+        return 0.0
+    step = -(-len(chunks) // _SAMPLES)
+    writer = frames.FrameWriter(dictionary, frames.LEVEL_FIRST)
+    some = chunks[::step]
+    return sum(len(writer.frame(chunk)) for chunk in some) / len(some) * len(chunks)
 
 
 def _must(section: bytes | None) -> bytes:

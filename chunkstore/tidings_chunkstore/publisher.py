@@ -329,7 +329,7 @@ class _Publish:
                 self._contents[content.track] = Content(
                     content.track, content.id, content.size, place
                 )
-                if content.size <= packing.ALONE and content.id in self._located:
+                if content.size <= packing.SMALL and content.id in self._located:
                     data = self.store.content(content.id, self._located)
                     self._small.append((content.track, content.id, data))
         self._add_file(source, same.track, recipe)
@@ -356,42 +356,47 @@ class _Publish:
             return  # another wrapping of the same content
         by_serial = {toc.snapshot.serial: (name, toc) for name, toc in tocs}
         previous = None
-        pinned = None
+        depth = 1
         if before is not None:
             name, toc = by_serial[before.serial]
             old = toc.snapshot.content(track)
             if old is not None and old.id == content:
                 place = old.index.within(name) if old.index else None
-                if place is not None:
-                    self._contents[track] = Content(track, content, len(data), place)
-                    self._note_small(track, content, data)
-                    return
-            elif old is not None and old.index is not None:
-                pinned = self._pinned(old.index.within(name))
+                self._contents[track] = Content(track, content, len(data), place)
+                self._note_small(track, content, data)
+                return
+            if old is not None and old.id in self._located:
                 previous = self._base(before.serial, old.id)
+                depth = self._located[old.id].depth + 1
         self._contents[track] = Content(track, content, len(data), None)
-        self.progress(f"chunking {track}")
-        packer.add(track, content, data, published_size, pinned)
         self.progress(f"delta for {track}")
-        helpers = [s for s in self._small if len(data) <= packing.ALONE]
-        packer.connect(track, content, data, published_size, previous, helpers)
+        packer.connect(track, content, data, published_size, previous, self._small)
+        self.progress(f"chunking {track}")
+        packer.add(track, content, data, published_size, self._pinned(track, tocs), depth)
         for state in before.states[-1 - self.options.direct : -1] if before else ():
             entry = by_serial.get(state.serial)
             older = entry[1].snapshot.content(track) if entry else None
-            if older and older.index and older.id != content:
+            if older and older.id in self._located and older.id != content:
                 if previous is None or older.id != previous.id:
                     base = self._base(state.serial, older.id)
                     packer.connect_directly(track, content, data, published_size, base)
         self._note_small(track, content, data)
 
     def _note_small(self, track: str, content: ContentId, data: bytes) -> None:
-        if len(data) <= packing.ALONE:
+        if len(data) <= packing.SMALL:
             self._small.append((track, content, data))
 
-    def _pinned(self, place: Span) -> packing.Pinned:
-        chunk_list = self.store.read_index(place)
-        used = next((f.dictionary for f in reversed(chunk_list.frames) if f.dictionary), None)
-        return packing.Pinned(chunk_list.params, used, self.store.read_dictionary(used))
+    def _pinned(
+        self, track: str, tocs: Sequence[tuple[PackName, Toc]]
+    ) -> packing.Pinned | None:
+        """What the newest index of the track settled, if there is one."""
+        for name, toc in reversed(tocs):
+            old = toc.snapshot.content(track)
+            if old is not None and old.index is not None:
+                chunk_list = self.store.read_index(old.index.within(name))
+                used = next((f.dictionary for f in reversed(chunk_list.frames) if f.dictionary), None)
+                return packing.Pinned(chunk_list.params, used, self.store.read_dictionary(used))
+        return None
 
     def _base(self, serial: int, content: ContentId) -> packing.Base:
         return packing.Base(serial, content, lambda: self.store.content(content, self._located))

@@ -21,13 +21,17 @@ _READ = 8 << 20  # bytes of frames read at once
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Where a content lies: by *index*, or whole in an edge of snapshot *serial*."""
+    """Where a content lies: by *index*, or in the delta *edge* from the contents *bases*.
+
+    *depth* is the number of deltas that lead to it from contents with an index, or from nothing.
+    """
 
     id: ContentId
     size: int
     index: Span | None
-    edge: Span | None
-    uses: tuple[ContentId, ...] = ()
+    edge: Span | None = None
+    bases: tuple[ContentId, ...] = ()
+    depth: int = 0
 
 
 class Store:
@@ -101,21 +105,31 @@ class Store:
     def locate(self, tocs: Sequence[tuple[PackName, pack.Toc]]) -> dict[ContentId, Stored]:
         """Where each content that *tocs* know of lies. Contents that are not stored are absent."""
         found: dict[ContentId, Stored] = {}
+        snapshots = {toc.snapshot.serial: toc.snapshot for _, toc in tocs}
         for name, toc in tocs:
             contents = {c.track: c for c in toc.snapshot.contents}
             for content in contents.values():
                 if content.index is not None:
                     place = content.index.within(name)
-                    found[content.id] = Stored(content.id, content.size, place, None)
+                    found[content.id] = Stored(content.id, content.size, place)
+            # The edges of a pack are laid so that what an edge uses comes before it.
             for edge in toc.edges:
                 content = contents[edge.track]
-                if edge.base is None and content.id not in found:
+                bases = [contents[use].id for use in edge.uses]
+                if edge.base is not None:
+                    older = snapshots.get(edge.base)
+                    base = older.content(edge.track) if older else None
+                    if base is None:
+                        continue
+                    bases.insert(0, base.id)
+                if any(base_id not in found for base_id in bases):
+                    continue
+                depth = 1 + max((found[base_id].depth for base_id in bases), default=0)
+                known = found.get(content.id)
+                if known is None or (known.index is None and depth < known.depth):
+                    span = Span(name, edge.offset, edge.length)
                     found[content.id] = Stored(
-                        content.id,
-                        content.size,
-                        None,
-                        Span(name, edge.offset, edge.length),
-                        tuple(contents[use].id for use in edge.uses),
+                        content.id, content.size, None, span, tuple(bases), depth
                     )
         return found
 
@@ -170,7 +184,7 @@ class Store:
             data = b"".join(self.chunks(self.read_index(stored.index)))
         else:
             assert stored.edge is not None  # noqa: S101 - Stored has one of the two
-            bases = [delta.reader_of(self.content(use, located)) for use in stored.uses]
+            bases = [delta.reader_of(self.content(base, located)) for base in stored.bases]
             pieces: list[bytes] = []
             try:
                 delta.apply(self.read_span(stored.edge), bases, lambda b: pieces.append(bytes(b)))
