@@ -117,9 +117,7 @@ def build(tocs: Sequence[tuple[PackName, Toc]]) -> Head:
     retained = {toc.snapshot.serial for _, toc in tocs}
     for pack, toc in tocs:
         serial = toc.snapshot.serial
-        states.append(
-            State(serial, pack, {c.track: c.id[:PREFIX] for c in toc.snapshot.contents})
-        )
+        states.append(State(serial, pack, {c.track: c.id[:PREFIX] for c in toc.snapshot.contents}))
         edges += [
             HeadEdge(e.track, serial, e.base, e.uses, Span(pack, e.offset, e.length))
             for e in toc.edges
@@ -149,7 +147,7 @@ def encode(head: Head) -> bytes:
     """The bytes of head.json."""
     tracks = list(dict.fromkeys(t for s in head.states for t in s.contents))
     number = {track: i for i, track in enumerate(tracks)}
-    steps = {state.serial: i for i, state in enumerate(head.states)}
+    steps = {state.pack: i for i, state in enumerate(head.states)}
     value: dict[str, object] = {
         "format": FORMAT,
         "v": VERSION,
@@ -200,11 +198,11 @@ def _file_json(file: HeadFile, number: Mapping[str, int]) -> dict[str, object]:
     }
 
 
-def _place_json(index: Span | None, steps: Mapping[int, int]) -> list[object]:
+def _place_json(index: Span | None, steps: Mapping[PackName, int]) -> list[object]:
     """An index in a retained snapshot's own pack is named by the number of its step."""
     if index is None:
         return []
-    pack: object = steps.get(index.pack.serial, str(index.pack))
+    pack: object = steps.get(index.pack, str(index.pack))
     return [pack, index.offset, index.length]
 
 

@@ -18,13 +18,14 @@ from .errors import FormatError
 from .ids import ContentId
 from .limits import LIMITS
 from .places import SELF, PackName, Span
-from .wire import Reader, put_uvarint
+from .wire import Reader, put_uvarint, uvarints
 from .zstd import zstd
 
 MAGIC = b"TDX1"
 _CHECKSUM = 8
 _CHUNKERS = ("", ALGORITHM)  # number on the wire -> name; 0 is never written
 _LENGTH_BYTES = 4
+_PACKED_IDS = 0x80  # flag beside the id size
 _T = TypeVar("_T")
 
 
@@ -102,18 +103,22 @@ def encode(index: Index) -> bytes:
         table += pack.id
     put_uvarint(table, len(dictionaries))
     for span in dictionaries:
-        for number in (packs[span.pack], span.offset, span.length):
-            put_uvarint(table, number)
+        table += uvarints((packs[span.pack], span.offset, span.length))
 
     runs: list[list[int]] = []  # pack, dictionary, offset, count
     end = -1
     for frame in index.frames:
-        pack = packs[frame.span.pack]
+        number = packs[frame.span.pack]
         dictionary = dictionaries[frame.dictionary] if frame.dictionary else 0
-        if runs and runs[-1][0] == pack and runs[-1][1] == dictionary and frame.span.offset == end:
+        if (
+            runs
+            and runs[-1][0] == number
+            and runs[-1][1] == dictionary
+            and frame.span.offset == end
+        ):
             runs[-1][3] += 1
         else:
-            runs.append([pack, dictionary, frame.span.offset, 1])
+            runs.append([number, dictionary, frame.span.offset, 1])
         end = frame.span.end
     put_uvarint(table, len(runs))
     for column in range(4):
@@ -124,11 +129,16 @@ def encode(index: Index) -> bytes:
     body = bytearray(index.content)
     put_uvarint(body, index.size)
     put_uvarint(body, _CHUNKERS.index(index.params.name))
-    for number in (index.params.min, index.params.avg, index.params.max):
-        put_uvarint(body, number)
-    put_uvarint(body, len(index.frames))
-    body.append(index.id_size)
-    body += index.ids
+    params = index.params
+    body += uvarints((params.min, params.avg, params.max, len(index.frames)))
+    # A content that repeats itself repeats its ids; others' ids do not compress.
+    ids = zstd.compress(index.ids, 19)
+    body.append(index.id_size | (_PACKED_IDS if len(ids) < len(index.ids) else 0))
+    if len(ids) < len(index.ids):
+        put_uvarint(body, len(ids))
+        body += ids
+    else:
+        body += index.ids
     packed = zstd.compress(bytes(table), 19)
     put_uvarint(body, len(table))
     body += packed
@@ -150,14 +160,16 @@ def decode(data: bytes | memoryview, own: PackName) -> Index:
     chunker = reader.uvarint(len(_CHUNKERS) - 1)
     if chunker == 0:
         raise FormatError(f"{what}: unknown chunker 0")
-    params = ChunkerParams(
-        _CHUNKERS[chunker], reader.uvarint(), reader.uvarint(), reader.uvarint()
-    )
+    params = ChunkerParams(_CHUNKERS[chunker], reader.uvarint(), reader.uvarint(), reader.uvarint())
     count = reader.uvarint(min(LIMITS.chunks, max(1, size)))
-    id_size = reader.fixed(1)
+    flags = reader.fixed(1)
+    id_size = flags & ~_PACKED_IDS
     if not 5 <= id_size <= 8:
         raise FormatError(f"{what}: ids of {id_size} bytes")
-    ids = bytes(reader.take(count * id_size))
+    if flags & _PACKED_IDS:
+        ids = _open(reader.take(reader.uvarint(reader.left)), count * id_size, what)
+    else:
+        ids = bytes(reader.take(count * id_size))
     table_size = reader.uvarint(LIMITS.index)
     table = Reader(_open(reader.take(reader.left), table_size, what), what)
 
@@ -196,7 +208,7 @@ def _open(data: memoryview, size: int, what: str) -> bytes:
     except zstd.ZstdError as error:
         raise FormatError(f"{what}: damaged ({error})") from error
     if len(table) != size or not opener.eof or opener.unused_data:
-        raise FormatError(f"{what}: the table does not have its promised size")
+        raise FormatError(f"{what}: a part does not have its promised size")
     return table
 
 

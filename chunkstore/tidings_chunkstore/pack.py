@@ -265,7 +265,9 @@ def _as_span(value: object, own: PackName, what: str) -> Span | None:
     if not isinstance(value, list) or len(value) != 3:
         raise FormatError(f"{what}: not a span")
     pack = PackName.parse(as_text(value[0], what)) if value[0] != "" else own
-    return Span(pack, as_integer(value[1], what, LIMITS.pack), as_integer(value[2], what, LIMITS.pack))
+    return Span(
+        pack, as_integer(value[1], what, LIMITS.pack), as_integer(value[2], what, LIMITS.pack)
+    )
 
 
 def decode_toc(data: bytes, own: PackName) -> Toc:

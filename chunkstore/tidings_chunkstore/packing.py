@@ -83,7 +83,6 @@ class Packer:
 
     serial: int
     known: Known
-    level: int = frames.LEVEL_STEP
     tally: Tally = field(default_factory=Tally)
     _writer: PackWriter = field(init=False)
     _own: dict[ChunkId, tuple[Span, Span | None]] = field(default_factory=dict)
@@ -111,7 +110,8 @@ class Packer:
         Where frames do not pay and an edge that ``connect`` made leads here, the edge is all that
         is stored. *depth* is the number of deltas that would then lead to the content.
         """
-        params = pinned.params if pinned else chunker.params_for(len(data), published_size)
+        before = pinned.params if pinned else None
+        params = chunker.params_for(len(data), published_size, before)
         ends = chunker.cuts(data, params)
         ids = chunker.chunk_ids(data, ends)
         view = memoryview(data)
@@ -135,7 +135,8 @@ class Packer:
             dictionary = frames.train_dictionary(list(fresh.values()))
             if dictionary:
                 place = self._add_dictionary(dictionary)
-        written = self._add_frames(fresh, place, frames.FrameWriter(dictionary, self.level))
+        level = frames.level_for(sum(map(len, fresh.values())))
+        written = self._add_frames(fresh, place, frames.FrameWriter(dictionary, level))
 
         id_size = index.id_size_for(len(ids))
         found = [self._own.get(chunk) or self.known[chunk] for chunk in ids]
@@ -204,9 +205,7 @@ class Packer:
         if section is not None:
             self._direct.append(_Section(track, base.serial, (), section))
 
-    def finish(
-        self, snapshot: Snapshot, previous: int | None
-    ) -> tuple[PackName, list[bytes], Toc]:
+    def finish(self, snapshot: Snapshot, previous: int | None) -> tuple[PackName, list[bytes], Toc]:
         """Close the pack. *snapshot*'s contents without an index get the one made here."""
         places: dict[ContentId, Span] = {}
         for content, encoded in reversed(self._indexes):
@@ -279,9 +278,7 @@ class Packer:
         edges = []
         for section in sections:
             span = self._writer.add(section.data)
-            edges.append(
-                Edge(section.track, section.base, section.uses, span.offset, span.length)
-            )
+            edges.append(Edge(section.track, section.base, section.uses, span.offset, span.length))
             self.tally = Tally(
                 self.tally.chunks,
                 self.tally.new_chunks,

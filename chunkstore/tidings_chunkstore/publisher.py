@@ -12,16 +12,16 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import frames, head, packing
+from . import head, packing
 from . import recipe as recipes
 from .backends.base import HEAD_NAME
 from .backends.local import LocalBackend
 from .errors import FormatError, InputError, LocalError, StoreError, UnsettledError
-from .ids import ContentId, FileId
+from .ids import ChunkId, ContentId, FileId
 from .layout import Layout, PublishedFile, TreeListing, by_name, read_tree, unchanged
 from .limits import LIMITS
 from .opening import Codec, codec_of, open_stream
@@ -166,15 +166,13 @@ class _Publish:
             )
         sources = self._sources()
         if last and _same(last.snapshot, sources):
-            assert before is not None  # noqa: S101 - last comes from it
+            assert before is not None
             return Report(
                 False, before.serial, len(before.states), self._seconds(), removed=removed
             )
         self._located = self.store.locate(tocs)
         serial = self._next_serial(before, before_bytes)
-        packer = packing.Packer(
-            serial, _known(tocs), frames.LEVEL_STEP if last else frames.LEVEL_FIRST
-        )
+        packer = packing.Packer(serial, _known(tocs))
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
             for source in sources:
                 self._take(source, last, before, tocs, packer, pool)
@@ -386,15 +384,15 @@ class _Publish:
         if len(data) <= packing.SMALL:
             self._small.append((track, content, data))
 
-    def _pinned(
-        self, track: str, tocs: Sequence[tuple[PackName, Toc]]
-    ) -> packing.Pinned | None:
+    def _pinned(self, track: str, tocs: Sequence[tuple[PackName, Toc]]) -> packing.Pinned | None:
         """What the newest index of the track settled, if there is one."""
         for name, toc in reversed(tocs):
             old = toc.snapshot.content(track)
             if old is not None and old.index is not None:
                 chunk_list = self.store.read_index(old.index.within(name))
-                used = next((f.dictionary for f in reversed(chunk_list.frames) if f.dictionary), None)
+                used = next(
+                    (f.dictionary for f in reversed(chunk_list.frames) if f.dictionary), None
+                )
                 return packing.Pinned(chunk_list.params, used, self.store.read_dictionary(used))
         return None
 
@@ -435,8 +433,8 @@ def _same(old: Snapshot, sources: Sequence[_Source]) -> bool:
 
 def _known(
     tocs: Sequence[tuple[PackName, Toc]],
-) -> dict[bytes, tuple[Span, Span | None]]:  # keyed by ChunkId, which is bytes
-    known: dict[bytes, tuple[Span, Span | None]] = {}
+) -> dict[ChunkId, tuple[Span, Span | None]]:
+    known: dict[ChunkId, tuple[Span, Span | None]] = {}
     for name, toc in tocs:
         for run in toc.runs:
             dictionary = run.dictionary.within(name) if run.dictionary else None

@@ -160,7 +160,9 @@ class Store:
         readers: dict[Span | None, FrameReader] = {}
         for frames in _stretches(chunk_list.frames):
             first, last = frames[0].span, frames[-1].span
-            stretch = memoryview(self.read_span(Span(first.pack, first.offset, last.end - first.offset)))
+            stretch = memoryview(
+                self.read_span(Span(first.pack, first.offset, last.end - first.offset))
+            )
             reader = readers.get(frames[0].dictionary)
             if reader is None:
                 reader = FrameReader(self.read_dictionary(frames[0].dictionary))
@@ -183,7 +185,7 @@ class Store:
         if stored.index is not None:
             data = b"".join(self.chunks(self.read_index(stored.index)))
         else:
-            assert stored.edge is not None  # noqa: S101 - Stored has one of the two
+            assert stored.edge is not None
             bases = [delta.reader_of(self.content(base, located)) for base in stored.bases]
             pieces: list[bytes] = []
             try:
@@ -197,7 +199,7 @@ class Store:
 
 
 def _stretches(frames: Sequence[index.Frame]) -> Iterator[list[index.Frame]]:
-    """Frames grouped where one read serves them: side by side, one dictionary, up to _READ bytes."""
+    """Frames grouped where one read serves: side by side, of one dictionary."""
     group: list[index.Frame] = []
     size = 0
     for frame in frames:

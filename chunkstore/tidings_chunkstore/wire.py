@@ -60,7 +60,7 @@ class Reader:
         return self._data[start : self._position]
 
     def uvarint(self, maximum: int = _MAX) -> int:
-        """The next uvarint. Raises FormatError above *maximum*, and on an encoding of over 9 bytes."""
+        """The next uvarint. Raises FormatError above *maximum*, or for over 9 bytes."""
         value = shift = 0
         data, position = self._data, self._position
         while True:

@@ -109,7 +109,9 @@ def histories(draw: st.DrawFn) -> list[tuple[PackName, pack.Toc]]:
         )
         name = PackName(serial, draw(st.binary(min_size=8, max_size=8).filter(lambda b: b != SELF)))
         contents = tuple(
-            pack.Content(t, c, 100, draw(st.none() | spans | st.just(Span(PackName(serial, SELF), 9, 9))))
+            pack.Content(
+                t, c, 100, draw(st.none() | spans | st.just(Span(PackName(serial, SELF), 9, 9)))
+            )
             for t, c in now.items()
         )
         runs = tuple(
@@ -118,9 +120,7 @@ def histories(draw: st.DrawFn) -> list[tuple[PackName, pack.Toc]]:
             )
             for n in draw(st.lists(st.integers(1, 3), max_size=2))
         )
-        snapshot = pack.Snapshot(
-            repo, serial, 10, "rpm-md", files[0].path, 11, files, contents
-        )
+        snapshot = pack.Snapshot(repo, serial, 10, "rpm-md", files[0].path, 11, files, contents)
         dictionaries = (pack.Dictionary(8, 5, FileId(draw(digests))),)
         tocs.append((name, pack.Toc(snapshot, previous, runs, dictionaries, tuple(edges))))
         before = now

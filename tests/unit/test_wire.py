@@ -38,8 +38,15 @@ def test_pack_names() -> None:
     name = PackName(42, bytes.fromhex("0123456789abcdef"))
     assert str(name) == "000042-0123456789abcdef.pack"
     assert PackName.parse(str(name)) == name
-    for wrong in ("42-0123456789abcdef.pack", "000042-0123456789ABCDEF.pack", "000042-.pack",
-                  "../000042-0123456789abcdef.pack", "000042-0123456789abcdef.pack.x", "head.json",
-                  "99999999999-0123456789abcdef.pack", "０00042-0123456789abcdef.pack"):
+    for wrong in (
+        "42-0123456789abcdef.pack",
+        "000042-0123456789ABCDEF.pack",
+        "000042-.pack",
+        "../000042-0123456789abcdef.pack",
+        "000042-0123456789abcdef.pack.x",
+        "head.json",
+        "99999999999-0123456789abcdef.pack",
+        "０00042-0123456789abcdef.pack",
+    ):
         with pytest.raises(FormatError):
             PackName.parse(wrong)
