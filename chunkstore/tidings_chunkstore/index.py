@@ -146,7 +146,10 @@ def encode(index: Index) -> bytes:
 
 
 def decode(data: bytes | memoryview, own: PackName) -> Index:
-    """Read an index that lies in the pack *own*. Raises FormatError for anything that is not one, or exceeds the limits."""
+    """Read an index that lies in the pack *own*.
+
+    Raises FormatError for anything that is not one, or exceeds the limits.
+    """
     what = "index"
     if len(data) > LIMITS.index:
         raise FormatError(f"{what}: larger than {LIMITS.index} bytes")

@@ -1,8 +1,8 @@
 """Packs: one immutable file per publish, and the table of contents at its end.
 
 A pack holds, in this order: dictionaries and new frames, indexes, deltas (*edges*), the table of
-contents (TOC), a tail of fixed size. The TOC describes the whole snapshot, so that a head can be rebuilt
-from packs alone. Clients never read it: the head tells them where to look.
+contents (TOC), a tail of fixed size. The TOC describes the whole snapshot, so that a head can be
+rebuilt from packs alone. Clients never read it: the head tells them where to look.
 The byte table is in docs/format.md, section "Pack".
 """
 

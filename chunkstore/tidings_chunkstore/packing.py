@@ -23,7 +23,7 @@ from .store import pack_dictionary
 ALONE = 16 * KIB
 #: Contents up to this size are also tried against small contents of the same snapshot.
 SMALL = 64 * KIB
-#: Where such a section exists, one from the previous content must be this much smaller to be worth it.
+#: Where such a section exists, one from the previous content must be below this share of it.
 _WORTH = 0.7
 #: Contents from this size on get a dictionary trained for their track.
 _TRAIN = 1 * MIB

@@ -374,10 +374,10 @@ class _Publish:
         for state in before.states[-1 - self.options.direct : -1] if before else ():
             entry = by_serial.get(state.serial)
             older = entry[1].snapshot.content(track) if entry else None
-            if older and older.id in self._located and older.id != content:
-                if previous is None or older.id != previous.id:
-                    base = self._base(state.serial, older.id)
-                    packer.connect_directly(track, content, data, published_size, base)
+            taken = {content, previous.id} if previous else {content}
+            if older and older.id in self._located and older.id not in taken:
+                base = self._base(state.serial, older.id)
+                packer.connect_directly(track, content, data, published_size, base)
         self._note_small(track, content, data)
 
     def _note_small(self, track: str, content: ContentId, data: bytes) -> None:

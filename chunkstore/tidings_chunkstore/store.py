@@ -35,7 +35,7 @@ class Stored:
 
 
 class Store:
-    """Reads one repository's store. Tables of contents are read once and kept: packs never change."""
+    """Reads one repository's store. Tables of contents are kept: packs never change."""
 
     def __init__(self, backend: Readable) -> None:
         self.backend = backend
