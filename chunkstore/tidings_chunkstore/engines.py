@@ -59,6 +59,9 @@ ZSTD_PARAMETERS: tuple[Container[int], ...] = (
     range(LIMITS.content + 1),
 )
 
+#: Python modules that carry a libzstd, in the order in which a search tries them.
+MODULES = ("compression.zstd", "backports.zstd", "pyzstd")
+
 _ZSTD_NAME = re.compile(r"zstd-\d{1,2}\.\d{1,3}\.\d{1,3}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9.+-]{0,31}")
 
@@ -253,11 +256,13 @@ class _GzipProgram:
 class _ModuleZstd:
     """A libzstd compressor of a Python module (``compression.zstd``, ``pyzstd``)."""
 
-    __slots__ = ("_compressor", "_end", "_pledge")
+    __slots__ = ("_compressor", "_frame", "_pledge")
 
-    def __init__(self, compressor: Any, pledge: Callable[[int], None]) -> None:
+    def __init__(
+        self, compressor: Any, frame: Callable[[Buffer], bytes], pledge: Callable[[int], None]
+    ) -> None:
         self._compressor = compressor
-        self._end = compressor.FLUSH_FRAME
+        self._frame = frame
         self._pledge = pledge
 
     def compress(self, data: Buffer) -> bytes:
@@ -269,8 +274,7 @@ class _ModuleZstd:
         return made
 
     def frame(self, data: Buffer) -> bytes:
-        made: bytes = self._compressor.compress(data, self._end)
-        return made
+        return self._frame(data)
 
     def pledge(self, size: int) -> None:
         self._pledge(size)
@@ -280,14 +284,24 @@ def _module_maker(module: Any) -> ZstdMaker:
     is_pyzstd = module.__name__ == "pyzstd"
 
     def make(options: Mapping[int, int], dictionary: bytes | None) -> ZstdStream:
-        loaded = None if dictionary is None else module.ZstdDict(dictionary)
         # Loaded by value, as ZSTD_CCtx_loadDictionary does: a digested one compresses otherwise.
-        loaded = None if loaded is None else loaded.as_undigested_dict
+        loaded = None
+        if dictionary is not None:
+            raw = not dictionary.startswith(b"\x37\xa4\x30\xec")
+            loaded = module.ZstdDict(dictionary, is_raw=raw).as_undigested_dict
+        given = dict(options)
         if is_pyzstd:
-            compressor = module.ZstdCompressor(dict(options), loaded)
-            return _ModuleZstd(compressor, compressor._set_pledged_input_size)
-        compressor = module.ZstdCompressor(options=dict(options), zstd_dict=loaded)
-        return _ModuleZstd(compressor, compressor.set_pledged_input_size)
+            compressor = module.ZstdCompressor(given, loaded)
+            # With room for the whole frame libzstd takes the content at once, as zchunk has it.
+            whole = module.RichMemZstdCompressor(given, loaded)
+            return _ModuleZstd(compressor, whole.compress, compressor._set_pledged_input_size)
+        compressor = module.ZstdCompressor(options=given, zstd_dict=loaded)
+        end = compressor.FLUSH_FRAME
+        return _ModuleZstd(
+            compressor,
+            lambda data: compressor.compress(data, end),
+            compressor.set_pledged_input_size,
+        )
 
     return make
 
@@ -300,7 +314,7 @@ def zstd_makers() -> Mapping[str, tuple[str, ZstdMaker]]:
     then 1.5.6, which made most of the files published today; then shared libraries.
     """
     found: dict[str, tuple[str, ZstdMaker]] = {}
-    for name in ("compression.zstd", "backports.zstd", "pyzstd"):
+    for name in MODULES:
         try:
             module = importlib.import_module(name)
         except ImportError:

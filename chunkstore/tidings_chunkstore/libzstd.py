@@ -46,6 +46,8 @@ def _library(path: str) -> ctypes.CDLL | None:
         "ZSTD_createCCtx": (pointer, ()),
         "ZSTD_freeCCtx": (size, (pointer,)),
         "ZSTD_CCtx_setParameter": (size, (pointer, number, number)),
+        "ZSTD_compressBound": (size, (size,)),
+        "ZSTD_compress2": (size, (pointer, pointer, size, ctypes.c_char_p, size)),
         "ZSTD_CCtx_setPledgedSrcSize": (size, (pointer, ctypes.c_ulonglong)),
         "ZSTD_CCtx_loadDictionary": (size, (pointer, ctypes.c_char_p, size)),
         "ZSTD_compressStream2": (
@@ -113,7 +115,10 @@ class SharedZstd:
 
     def frame(self, data: bytes | bytearray | memoryview) -> bytes:
         """*data* as one whole frame that states its content size."""
-        return self._feed(data, _END)
+        room = ctypes.create_string_buffer(self._library.ZSTD_compressBound(len(data)))
+        size = self._library.ZSTD_compress2(self._context, room, len(room), bytes(data), len(data))
+        self._check(size)
+        return ctypes.string_at(room, size)
 
     def pledge(self, size: int) -> None:
         """Promise the size of the next frame's content, in bytes."""

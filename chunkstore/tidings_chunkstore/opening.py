@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, Protocol
 
+from . import zck
 from .errors import FormatError
 from .limits import KIB, MIB
 from .zstd import zstd
@@ -69,18 +70,18 @@ def open_stream(published: BinaryIO, codec: Codec, *, limit: int) -> Iterator[by
     beyond *limit*. What was yielded before may then be wrong.
     """
     total = 0
-    for piece in _pieces(published, codec):
+    for piece in _pieces(published, codec, limit):
         total += len(piece)
         if total > limit:
             raise FormatError(f"the {codec} file expands beyond {limit} bytes", limit=limit)
         yield piece
 
 
-def _pieces(published: BinaryIO, codec: Codec) -> Iterator[bytes]:
+def _pieces(published: BinaryIO, codec: Codec, limit: int) -> Iterator[bytes]:
     if codec is Codec.NONE:
         return iter(lambda: published.read(PIECE), b"")
     if codec is Codec.ZCK:
-        raise FormatError("zchunk files are not read yet")
+        return zck.open_stream(published, limit=limit)
     return _members(published, codec)
 
 

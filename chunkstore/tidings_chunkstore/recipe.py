@@ -15,7 +15,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from . import engines as _engines
-from .engines import ZSTD_CHECKSUM, ZSTD_SIZE, ZSTD_WORKERS, Buffer, EngineInfo, Stream, engines
+from . import zck
+from .engines import (
+    ZSTD_CHECKSUM,
+    ZSTD_SIZE,
+    ZSTD_WORKERS,
+    Buffer,
+    EngineInfo,
+    Stream,
+    ZstdMaker,
+    engines,
+)
 from .errors import EngineError, FormatError
 from .ids import ContentId
 from .limits import KIB, LIMITS, MIB
@@ -128,6 +138,8 @@ def find(
     """
     if codec is Codec.NONE:
         return Found(IDENTITY, {}) if published == content else None
+    if codec is Codec.ZCK:
+        return _find_zck(published, content, hint)
     tried = set()
     for candidate in _candidates(published, len(content), codec, hint):
         if candidate in tried or not available(candidate):
@@ -162,6 +174,8 @@ def run(
     if recipe.codec is Codec.NONE:
         return map(bytes, pieces)
     _engines.require(recipe.engine)
+    if recipe.codec is Codec.ZCK:
+        return _run_zck(recipe, pieces, sides or {})
     if recipe.codec is Codec.GZ:
         return _run_gz(recipe, pieces)
     return _run_stream(recipe, pieces)
@@ -186,14 +200,17 @@ def _check(recipe: Recipe) -> None:
         return
     if not _engines.is_engine_name(name):
         raise FormatError(f"not an engine's name: {name[:40]!r}")
-    expected = _CODEC_OF_ENGINE.get(name, Codec.ZST if _engines.is_zstd(name) else codec)
-    if codec is not expected:
+    if _engines.is_zstd(name):
+        fits = codec in (Codec.ZST, Codec.ZCK)
+    else:
+        fits = _CODEC_OF_ENGINE.get(name, codec) is codec
+    if not fits:
         raise FormatError(f"the engine {name} makes no {codec} files")
-    if (codec is Codec.GZ) != bool(recipe.header):
+    if (codec is Codec.GZ) != bool(recipe.header) or len(recipe.header) > LIMITS.recipe_header:
         raise FormatError("a header belongs to gz recipes, and to them alone")
-    if len(recipe.header) > LIMITS.recipe_header or recipe.sides:
-        raise FormatError("a recipe with parts that its codec does not have")
-    allowed = _engines.parameters(name)
+    if recipe.sides and codec is not Codec.ZCK:
+        raise FormatError("side contents belong to zck recipes")
+    allowed = zck.PARAMETERS if codec is Codec.ZCK else _engines.parameters(name)
     if allowed is None:
         return
     count = len(allowed)
@@ -203,6 +220,8 @@ def _check(recipe: Recipe) -> None:
         value not in values for value, values in zip(params, allowed, strict=False)
     ):
         raise FormatError(f"recipe parameters out of range for {name}: {params}")
+    if codec is Codec.ZCK and len(recipe.sides) != zck.side_count(params):
+        raise FormatError("a zck recipe whose side contents do not fit its parameters")
 
 
 _CODEC_OF_ENGINE = {
@@ -246,9 +265,14 @@ _SPEED: Mapping[str, Sequence[float]] = {
 }
 
 
+_SPEED_ZCK = 20.0  #: btopt at level 9 or 10, small chunks
+
+
 def _speed(recipe: Recipe) -> float:
     if recipe.codec is Codec.NONE:
         return 2000.0
+    if recipe.codec is Codec.ZCK:
+        return _SPEED_ZCK
     kind = "zstd" if _engines.is_zstd(recipe.engine) else recipe.engine
     table = _SPEED.get(kind)
     if table is None or not recipe.params:
@@ -303,6 +327,29 @@ def _run_stream(recipe: Recipe, pieces: Iterator[memoryview]) -> Iterator[bytes]
         if promised is not None and size != promised:
             raise FormatError(f"the content does not have the recipe's {promised} bytes")
         yield stream.flush()
+
+
+def _run_zck(
+    recipe: Recipe, pieces: Iterator[memoryview], sides: Mapping[ContentId, bytes]
+) -> Iterator[bytes]:
+    missing = [side for side in recipe.sides if side not in sides]
+    if missing:
+        raise FormatError(f"the side content {missing[0]} is not at hand")
+    how = zck.Rebuild.of(recipe.params, [sides[side] for side in recipe.sides])
+    return zck.build(how, pieces, _engines.zstd_makers()[recipe.engine][1])
+
+
+def _find_zck(published: bytes, content: Buffer, hint: Recipe | None) -> Found | None:
+    tiers: tuple[list[tuple[str, ZstdMaker]], ...] = ([], [])
+    for name, (provider, maker) in _engines.zstd_makers().items():
+        tiers[0 if provider in _engines.MODULES else 1].append((name, maker))
+    before = (hint.engine, hint.params) if hint is not None and hint.codec is Codec.ZCK else None
+    found = zck.find(published, content, tiers, before)
+    if found is None:
+        return None
+    engine, how = found
+    sides = {ContentId.of(side): side for side in how.sides()}
+    return Found(Recipe(Codec.ZCK, engine, how.params, b"", tuple(sides)), sides)
 
 
 def _same(recipe: Recipe, published: bytes, content: Buffer) -> int:
