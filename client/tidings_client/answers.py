@@ -26,6 +26,7 @@ BATCH_BYTES = 64 * MIB
 BATCH_REQUEST = 1 * MIB
 
 SKIP = 256 * KIB  #: bytes of a 200 that are read past to reach the wanted range
+_DRAINED = 16 * KIB
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(?:\d{1,19}|\*)", re.ASCII)
 _MISSING = frozenset({404, 410})
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -71,6 +72,7 @@ def expect(answer: httpx.Response, status: int, mirror: Mirror, path: str) -> No
     found = answer.status_code
     if found == status:
         return
+    drain(answer)
     where = f"{mirror}: {path}"
     if found in _MISSING:
         raise Failed(NetworkError(f"{where}: not there (HTTP {found})", code="missing"))
@@ -85,6 +87,15 @@ def expect(answer: httpx.Response, status: int, mirror: Mirror, path: str) -> No
         again=transient,
         after=_retry_after(answer.headers.get("retry-after")) if busy else 0.0,
     )
+
+
+def drain(answer: httpx.Response) -> None:
+    """Read a small body that nobody wants: else its connection could not be used again."""
+    got = 0
+    for piece in answer.iter_raw():
+        got += len(piece)
+        if got > _DRAINED:
+            return
 
 
 def promised(
@@ -130,9 +141,10 @@ def decoded(answer: httpx.Response, limit: int, mirror: Mirror, path: str) -> It
     left = limit
     for piece in bounded(answer, limit, mirror, path):
         data = piece
-        while data:
+        while not packed.eof:
+            room = min(left + 1, 64 * KIB)
             try:
-                plain = packed.decompress(data, min(left + 1, 64 * KIB))
+                plain = packed.decompress(data, room)
             except zlib.error as error:
                 raise VerificationError(f"{mirror}: {path}: broken gzip") from error
             left -= len(plain)
@@ -143,6 +155,8 @@ def decoded(answer: httpx.Response, limit: int, mirror: Mirror, path: str) -> It
             if plain:
                 yield plain
             data = packed.unconsumed_tail
+            if not data and len(plain) < room:
+                break
     if not packed.eof:
         raise Failed(
             NetworkError(f"{mirror}: {path}: the answer is cut short", code="truncated"), again=True
@@ -158,13 +172,15 @@ def range_body(
     answer: httpx.Response, mirror: Mirror, path: str, offset: int, length: int
 ) -> bytes:
     skip = 0
-    if answer.status_code == 200:
+    skip_rest = answer.status_code == 200
+    if skip_rest:
         # The whole object: a static host or a cache on the way does not do ranges.
         mirror.ranges = False
         skip = offset
         if skip > SKIP:
             raise Failed(NetworkError(f"{mirror}: answers no ranges", code="no-ranges"))
     elif answer.status_code == 416:
+        drain(answer)
         raise Failed(NetworkError(f"{mirror}: {path} is shorter there", code="missing"))
     else:
         expect(answer, 206, mirror, path)
@@ -178,8 +194,10 @@ def range_body(
     data = bytearray()
     for piece in answer.iter_raw():
         data += piece
-        if len(data) >= skip + length:
-            break  # leaving the block closes the connection if there is more
+        # One that is read to its end leaves its connection to the next request; where there is
+        # more than was asked for, leaving the block cuts it off.
+        if len(data) > skip + length or (skip_rest and len(data) == skip + length):
+            break
     if len(data) < skip + length:
         raise Failed(
             NetworkError(f"{mirror}: {path}: the answer is cut short", code="truncated"),

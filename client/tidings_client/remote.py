@@ -37,6 +37,7 @@ from .answers import (
     Wanted,
     bounded,
     decoded,
+    drain,
     expect,
     promised,
     range_body,
@@ -154,6 +155,7 @@ class Remote:
         def attempt(mirror: Mirror, fresh: bool) -> HeadAnswer:
             with self._send(mirror, _HEAD, headers, follow=True) as answer:
                 if answer.status_code == 304:
+                    drain(answer)
                     self._home = mirror
                     return HeadAnswer(None, answer.headers.get("etag", etag))
                 expect(answer, 200, mirror, _HEAD)
@@ -511,10 +513,13 @@ class Remote:
                 if follow and url != mirror.url(path):
                     remember(mirror, url, path)
                 return answer
+            drain(answer)
             answer.close()
             url = next_url(origin, url, location, mirror)
         raise Failed(
-            NetworkError(f"{mirror}: {path}: more than {settings.redirects} redirects"),
+            NetworkError(
+                f"{mirror}: {path}: more than {settings.redirects} redirects", code="redirect"
+            ),
         )
 
 
