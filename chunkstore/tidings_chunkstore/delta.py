@@ -1,10 +1,10 @@
 """A delta section: what leads from contents a client has to one it wants. Its format, and apply.
 
-A section names its bases and its target, and holds copy operations and one zstd frame with every
-byte that no base has. The frame's *prefix*, the text that zstd takes to stand before it, is old
-text: the whole bases, or what lies around the ends of the copies. Both follow from the operations,
-so no list of ranges is stored. Several bases are addressed as if they lay one after another.
-Byte tables: docs/format.md, "Delta sections".
+A section names its bases and its target, and holds copy operations and one frame, zstd or LZMA2,
+with every byte that no base has. The frame's *prefix*, the text that the codec takes to stand
+before it, is old text: the whole bases, or what lies around the ends of the copies. Both follow
+from the operations, so no list of ranges is stored. Several bases are addressed as if they lay one
+after another. Byte tables: docs/format.md, "Delta sections".
 
 Applying needs the standard library and zstd only; ``make`` loads its machinery when it is called.
 """
@@ -25,6 +25,7 @@ from typing import Protocol, TypeAlias
 from .errors import FormatError, VerificationError
 from .ids import ContentId
 from .limits import KIB, LIMITS, MIB
+from .lzmadict import decoder as lzma_decoder
 from .wire import Reader
 from .zstd import zstd
 
@@ -37,6 +38,9 @@ ID_PREFIX = 8  #: bytes that name a base
 COLUMN_FILTERS = (
     {"id": lzma.FILTER_LZMA1, "preset": 9, "dict_size": 64 * KIB, "lc": 0, "lp": 0, "pb": 0},
 )
+#: Coding bytes below are a zstd window descriptor (RFC 8878, 3.1.1.1.2); from here on they mean
+#: LZMA2, and count up its dictionary as the .xz format does (5.3.1 of its specification).
+LZMA2 = 0xC0
 MIN_PREFIX = 8  #: bytes; zstd takes no shorter one
 _PIECE = 1 * MIB
 _SMALL = 64 * KIB  # pieces below are joined before they are written
@@ -72,8 +76,9 @@ class DeltaInfo:
     operations: int
     prefix_rule: PrefixRule
     context: int
+    reach: int
     prefix_size: int
-    window_descriptor: int
+    coding: int
     packed: bool
     header_size: int
 
@@ -84,12 +89,12 @@ class DeltaInfo:
 
     @property
     def window(self) -> int:
-        """Bytes of zstd's window."""
-        return window_size(self.window_descriptor)
+        """Bytes of the codec's window."""
+        return window_size(self.coding)
 
     @property
     def memory(self) -> int:
-        """About what applying takes, in bytes: zstd's window and two copies of the prefix."""
+        """About what applying takes, in bytes: the window and two copies of the prefix."""
         return self.window + 2 * self.prefix_size + 4 * MIB
 
 
@@ -266,21 +271,22 @@ class Operations:
 
 
 def context_ranges(
-    rows: Iterable[tuple[int, int, int]], tail: int, total: int, context: int
+    rows: Iterable[tuple[int, int, int]], tail: int, total: int, context: int, reach: int
 ) -> list[tuple[int, int]]:
     """The pieces of the joined bases (*total* bytes) that make a CONTEXT prefix, as (start, end).
 
-    Around each run of n new bytes: from max(*context*, n) bytes before the end of the copy in
+    Around each run of n new bytes: from r bytes before the end of the copy in
     front to as many after it, and the same about the start of the copy behind; merged, in order
-    of position. A copy in front of all ends at 0, one behind all starts at *total*.
+    of position; r is n, but at most *reach* and at least *context*. A copy in front of all ends
+    at 0, one behind all starts at *total*.
     """
     ranges: list[tuple[int, int]] = []
     before = 0
 
     def add(new: int, behind: int) -> None:
-        reach = max(context, new)
+        radius = max(context, min(new, reach))
         ranges.extend(
-            (max(0, middle - reach), min(total, middle + reach)) for middle in (before, behind)
+            (max(0, middle - radius), min(total, middle + radius)) for middle in (before, behind)
         )
 
     for new, source, length in rows:
@@ -311,10 +317,12 @@ def frame_header(window_descriptor: int) -> bytes:
     return b"\x28\xb5\x2f\xfd\x00" + bytes([window_descriptor])
 
 
-def window_size(descriptor: int) -> int:
-    """Bytes of a zstd window (RFC 8878, 3.1.1.1.2)."""
-    base = 1 << (10 + (descriptor >> 3))
-    return base + (base >> 3) * (descriptor & 7)
+def window_size(coding: int) -> int:
+    """Bytes of the window that a coding byte stands for, whichever codec."""
+    if coding >= LZMA2:
+        return (2 | coding & 1) << (11 + (coding - LZMA2 >> 1))
+    base = 1 << (10 + (coding >> 3))
+    return base + (base >> 3) * (coding & 7)
 
 
 def _verify_checksum(view: memoryview) -> None:
@@ -338,17 +346,17 @@ def _header(reader: Reader) -> DeltaInfo:
     )
     target = ContentId(bytes(reader.take(ContentId.SIZE)))
     target_size = reader.uvarint(LIMITS.content)
-    context = prefix_size = 0
+    context = reach = prefix_size = 0
     if rule == PrefixRule.WHOLE:
         prefix_size = sum(size for _, size in bases)
     elif rule == PrefixRule.CONTEXT:
-        context = reader.uvarint(LIMITS.delta_prefix)
+        context, reach = (1 << min(reader.fixed(1), 32) for _ in range(2))
         prefix_size = reader.uvarint(LIMITS.delta_prefix)
     if prefix_size > LIMITS.delta_prefix or 0 < prefix_size < MIN_PREFIX:
         raise FormatError(f"delta: a prefix of {prefix_size} bytes is beyond the limits")
-    descriptor = reader.fixed(1)
-    if window_size(descriptor) > 1 << LIMITS.delta_window_log:
-        raise FormatError(f"delta: a window of {window_size(descriptor)} bytes is above the limit")
+    coding = reader.fixed(1)
+    if window_size(coding) > 1 << LIMITS.delta_window_log:
+        raise FormatError(f"delta: a window of {window_size(coding)} bytes is above the limit")
     operations = reader.uvarint(LIMITS.delta_ops)
     return DeltaInfo(
         target=target,
@@ -357,8 +365,9 @@ def _header(reader: Reader) -> DeltaInfo:
         operations=operations,
         prefix_rule=PrefixRule(rule),
         context=context,
+        reach=reach,
         prefix_size=prefix_size,
-        window_descriptor=descriptor,
+        coding=coding,
         packed=packed,
         header_size=reader.position,
     )
@@ -382,7 +391,7 @@ def _prefix(info: DeltaInfo, operations: Operations, joined: _Joined) -> bytes:
     if info.prefix_rule == PrefixRule.WHOLE:
         ranges = [(0, joined.size)]
     else:
-        ranges = context_ranges(operations, operations.tail, joined.size, info.context)
+        ranges = context_ranges(operations, operations.tail, joined.size, info.context, info.reach)
     prefix = bytearray()
     for start, end in ranges:
         for piece in joined.pieces(start, min(end - start, info.prefix_size - len(prefix))):
@@ -428,12 +437,16 @@ class _Frame:
         self._rest = reader.take(reader.left)
         self._at = 0
         self._started = size > 0
+        self._decoder: zstd.ZstdDecompressor | lzma.LZMADecompressor
+        if info.coding >= LZMA2:
+            self._decoder = lzma_decoder(prefix, info.window)
+            return
         self._decoder = zstd.ZstdDecompressor(
             zstd_dict=zstd.ZstdDict(prefix, is_raw=True).as_prefix if prefix else None,
             options={zstd.DecompressionParameter.window_log_max: LIMITS.delta_window_log},
         )
         if size:
-            self._decode(frame_header(info.window_descriptor), 1)
+            self._decode(frame_header(info.coding), 1)
 
     def copy_to(self, output: _Output, length: int) -> None:
         """The next *length* bytes. Raises FormatError where the frame has fewer."""
@@ -472,7 +485,7 @@ class _Frame:
     def _decode(self, data: bytes | memoryview, most: int) -> bytes:
         try:
             return self._decoder.decompress(data, max_length=most)
-        except zstd.ZstdError as error:
+        except (zstd.ZstdError, lzma.LZMAError) as error:
             raise FormatError(f"delta: the frame is damaged: {error}") from error
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import lzma
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
+from . import lzmadict
 from .delta import (
     COLUMN_FILTERS,
     ID_PREFIX,
+    LZMA2,
     MAGIC,
     MIN_PREFIX,
     Budget,
@@ -30,7 +33,9 @@ from .wire import put_uvarint, uvarints
 from .zstd import zstd
 
 _WHOLE = 4 * MIB  #: bases up to this size together are tried as a prefix as they are
-_CONTEXTS = (64 * KIB, 16 * KIB, 4 * KIB, 512)
+#: Contexts and reaches, log2 of bytes, the best first.
+_CONTEXTS = ((16, 25), (14, 25), (12, 25))
+_REACHES = ((12, 25), (12, 20), (12, 18), (10, 16))
 _BEARABLE = (
     1.4 * MIB
 )  #: prefix and new bytes for each second of the budget, when contexts are chosen
@@ -46,6 +51,19 @@ _RATES = (
     (7, 40 * MIB),
     (3, 120 * MIB),
 )
+_EFFORTS = (
+    (lzmadict.Effort.HIGH, 2.8 * MIB),
+    (lzmadict.Effort.MEDIUM, 4.2 * MIB),
+)
+_LENGTHS = (0, 1 * KIB, 8 * KIB, 1 << 62)  #: copies below are left to the codec, one after another
+_LARGE = 1 * MIB  #: so many new bytes are looked at before time is spent on them
+_REDUNDANT = 0.2  #: what compresses so well at the fastest level is worth more time than asked for:
+_EXTENSION = 3 * MIB  #: a second for so many new bytes
+_WORTHWHILE = 19  #: below this level zstd is not tried when there is a section
+_WARM = 8 * KIB  #: fewer new bytes than this and LZMA, which starts cold, gains nothing
+_LZMA = 24 * MIB  #: prefix and new bytes; liblzma takes about 12 times as much memory
+
+_Row: TypeAlias = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +71,9 @@ class _Prefix:
     """A choice of prefix: its rule, its parameter, and the bytes."""
 
     rule: PrefixRule
-    context: int
     data: bytes
+    context: int = 0  #: log2 of bytes, as is *reach*
+    reach: int = 0
 
 
 class _Clock:
@@ -140,13 +159,21 @@ class _Maker:
     def _choices(self) -> Iterable[tuple[list[Copy], _Prefix]]:
         """What to try, the most promising first."""
         copies = self._copies()
-        if self._hopeless(copies):
-            return
+        new = len(self._target) - sum(copy.length for copy in copies)
+        if new > _LARGE:
+            ratio = _ratio(self._target, copies)
+            if self._budget.limit is not None and new * ratio >= self._budget.limit:
+                return
+            if ratio < _REDUNDANT:
+                self._clock = _Clock(max(self._clock.left(), min(new, _LZMA) / _EXTENSION))
         if MIN_PREFIX <= self._total <= _WHOLE:
-            whole = _Prefix(PrefixRule.WHOLE, 0, b"".join(self._views))
-            yield copies, whole
-            if copies:
-                yield [], whole
+            whole = _Prefix(PrefixRule.WHOLE, b"".join(self._views))
+            # Where zstd can see all of the bases, a short copy may cost more than it saves.
+            for length in _LENGTHS:
+                longer = [copy for copy in copies if copy.length >= length]
+                if not length or len(longer) < len(copies):
+                    yield longer, whole
+                    copies = longer
         else:
             yield copies, self._context(copies)
 
@@ -167,14 +194,14 @@ class _Maker:
         rows, tail = _rows(copies, len(self._target))
         new = tail + sum(row[0] for row in rows)
         if self._total < MIN_PREFIX or not new:
-            return _Prefix(PrefixRule.NONE, 0, b"")
-        bearable = int(_BEARABLE * self._budget.seconds) - new
-        for context in _CONTEXTS:
-            ranges = context_ranges(rows, tail, self._total, context)
-            size = sum(end - start for start, end in ranges)
-            if size <= bearable:
-                break
-        return _Prefix(PrefixRule.CONTEXT, context, self._cut(ranges))
+            return _Prefix(PrefixRule.NONE, b"")
+        for choices, rate in ((_CONTEXTS, _BEARABLE), (_REACHES, _RATES[1][1])):
+            for context, reach in choices:
+                ranges = context_ranges(rows, tail, self._total, 1 << context, 1 << reach)
+                size = new + sum(end - start for start, end in ranges)
+                if size <= rate * self._clock.left():
+                    return _Prefix(PrefixRule.CONTEXT, self._cut(ranges), context, reach)
+        return _Prefix(PrefixRule.CONTEXT, self._cut(ranges), context, reach)
 
     def _cut(self, ranges: Iterable[tuple[int, int]]) -> bytes:
         """The bytes of *ranges* of the joined bases, as many as a prefix may have."""
@@ -187,58 +214,51 @@ class _Maker:
                 begin += len(view)
         return bytes(prefix)
 
-    def _hopeless(self, copies: Sequence[Copy]) -> bool:
-        """Whether nearly all is new and does not compress, by samples: no time is spent then."""
-        if self._budget.limit is None:
-            return False
-        new = len(self._target) - sum(copy.length for copy in copies)
-        return new > 1 * MIB and new * _ratio(self._target, copies) >= self._budget.limit
-
     def _try(self, copies: Sequence[Copy], prefix: _Prefix) -> None:
-        """Make one section; keep it if it is the smallest."""
+        """Make sections from these; keep the smallest so far. Raises OutOfTime."""
         rows, tail = _rows(copies, len(self._target))
         new = tail + sum(row[0] for row in rows)
-        section = bytearray(MAGIC + bytes(8))
-        flags = len(self._views) << 3
+        if not new:
+            prefix = _Prefix(PrefixRule.NONE, b"")
         columns = _columns(rows)
         packed = _pack(columns)
+        flags = len(self._views) << 3 | prefix.rule
         if len(packed) < len(columns):
             flags, columns = flags | 4, packed
-        rule = prefix.rule if new else PrefixRule.NONE
-        section.append(flags | rule)
-        section += self._names
-        if rule == PrefixRule.CONTEXT:
-            put_uvarint(section, prefix.context)
-            put_uvarint(section, len(prefix.data))
-        descriptor = _descriptor(new)
-        section.append(descriptor)
-        put_uvarint(section, len(rows))
-        put_uvarint(section, len(columns))
-        section += columns
-        if new:
-            frame = self._frame(rows, tail, new, prefix.data if rule else b"", len(section))
-            if frame is None:
-                return
-            section += frame
-        section[len(MAGIC) : len(MAGIC) + 8] = checksum(memoryview(section)[len(MAGIC) + 8 :])
-        if self._smallest is None or len(section) < len(self._smallest):
-            self._smallest = bytes(section)
+        front = bytearray([flags])
+        front += self._names
+        if prefix.rule == PrefixRule.CONTEXT:
+            front += bytes([prefix.context, prefix.reach])
+            put_uvarint(front, len(prefix.data))
+        behind = uvarints([len(rows), len(columns)]) + columns
+        if not new:
+            self._keep(front, behind, (0, b""))
+            return
+        work = len(prefix.data) + new
+        if new >= _WARM and work <= _LZMA and (copies or not self._total):
+            self._keep(front, behind, self._lzma(rows, tail, new, prefix.data))
+        level = self._level(work)
+        if self._smallest is None or level >= _WORTHWHILE:
+            self._keep(front, behind, self._zstd(rows, tail, new, prefix.data, level))
 
-    def _frame(
-        self,
-        rows: Sequence[tuple[int, int, int]],
-        tail: int,
-        new: int,
-        prefix: bytes,
-        head: int,
-    ) -> bytes | None:
-        """The frame without its header; None when it grows too large. Raises OutOfTime."""
-        limits = [bound for bound in (self._budget.limit, self._size()) if bound is not None]
-        most = min(limits) - head if limits else None
+    def _keep(self, front: Buffer, behind: bytes, frame: tuple[int, bytes] | None) -> None:
+        """Put a section together; forget it unless it is the smallest."""
+        if frame is None:
+            return
+        coding, data = frame
+        rest = b"".join((front, bytes([coding]), behind, data))
+        section = MAGIC + checksum(memoryview(rest)) + rest
+        if self._smallest is None or len(section) < len(self._smallest):
+            self._smallest = section
+
+    def _zstd(
+        self, rows: Sequence[_Row], tail: int, new: int, prefix: bytes, level: int
+    ) -> tuple[int, bytes] | None:
+        """The new bytes as a zstd frame without its header; None when it grows too large."""
         parameter = zstd.CompressionParameter
         compressor = zstd.ZstdCompressor(
             options={
-                parameter.compression_level: self._level(len(prefix) + new),
+                parameter.compression_level: level,
                 parameter.window_log: min(LIMITS.delta_window_log, max(10, (new - 1).bit_length())),
                 parameter.enable_long_distance_matching: 1,
                 parameter.content_size_flag: 0,
@@ -248,17 +268,56 @@ class _Maker:
             zstd_dict=zstd.ZstdDict(prefix, is_raw=True).as_prefix if prefix else None,
         )
         compressor.set_pledged_input_size(new)
-        frame = bytearray()
-        for piece in self._new_pieces(rows, tail):
-            self._clock.check()
-            frame += compressor.compress(piece)
-            if most is not None and len(frame) >= most:
-                return None
-        frame += compressor.flush(zstd.ZstdCompressor.FLUSH_FRAME)
+        frame = self._drive(
+            compressor.compress,
+            lambda: compressor.flush(zstd.ZstdCompressor.FLUSH_FRAME),
+            self._new_pieces(rows, tail),
+        )
         header = frame_header(0)
+        if frame is None:
+            return None
         if frame[: len(header) - 1] != header[:-1]:
             raise AssertionError("zstd wrote another frame header than it was asked for")
-        return bytes(frame[len(header) :])
+        return _smallest_coding(range((LIMITS.delta_window_log - 10) * 8 + 1), new), frame[6:]
+
+    def _lzma(
+        self, rows: Sequence[_Row], tail: int, new: int, prefix: bytes
+    ) -> tuple[int, bytes] | None:
+        """The new bytes as LZMA2; None when it grows too large, or liblzma is not there."""
+        work = len(prefix) + new
+        coding = _smallest_coding(range(LZMA2, LZMA2 + 31), work)
+        effort = lzmadict.Effort.LOW
+        if not self._hurry:
+            left = self._clock.left()
+            effort = next((e for e, rate in _EFFORTS if work <= rate * left), effort)
+        try:
+            encoder = lzmadict.Encoder(prefix, window_size(coding), effort)
+        except (OSError, MemoryError):
+            return None  # zstd will do
+        data = self._drive(
+            lambda piece: encoder.compress(bytes(piece)),
+            encoder.flush,
+            self._new_pieces(rows, tail),
+        )
+        return None if data is None else (coding, data)
+
+    def _drive(
+        self,
+        compress: Callable[[memoryview], bytes],
+        flush: Callable[[], bytes],
+        pieces: Iterable[memoryview],
+    ) -> bytes | None:
+        """Compress *pieces*; None when the result is larger than of use. Raises OutOfTime."""
+        limits = [size for size in (self._budget.limit, self._size()) if size is not None]
+        most = min(limits, default=None)
+        result = bytearray()
+        for piece in pieces:
+            self._clock.check()
+            result += compress(piece)
+            if most is not None and len(result) >= most:
+                return None
+        result += flush()
+        return bytes(result)
 
     def _size(self) -> int | None:
         return None if self._smallest is None else len(self._smallest)
@@ -273,7 +332,7 @@ class _Maker:
             raise OutOfTime
         return _RATES[-1][0]
 
-    def _new_pieces(self, rows: Sequence[tuple[int, int, int]], tail: int) -> Iterable[memoryview]:
+    def _new_pieces(self, rows: Sequence[_Row], tail: int) -> Iterable[memoryview]:
         """The new bytes in order, in pieces between two looks at the clock."""
         at = 0
         for new, length in [(row[0], row[2]) for row in rows] + [(tail, 0)]:
@@ -282,7 +341,7 @@ class _Maker:
             at += new + length
 
 
-def _rows(copies: Sequence[Copy], size: int) -> tuple[list[tuple[int, int, int]], int]:
+def _rows(copies: Sequence[Copy], size: int) -> tuple[list[_Row], int]:
     """Copies as rows of (new, source, length), and the new bytes behind the last."""
     rows = []
     at = 0
@@ -299,7 +358,7 @@ def _runs(copies: Sequence[Copy], size: int) -> list[tuple[int, int]]:
     return [(start - end, end) for end, start in zip(ends, starts, strict=True)]
 
 
-def _columns(rows: Sequence[tuple[int, int, int]]) -> bytes:
+def _columns(rows: Sequence[_Row]) -> bytes:
     """Rows as they go over the wire: all *new*, all *length*, all jumps of *source* (zigzag)."""
     jumps = []
     expected = 0
@@ -315,10 +374,9 @@ def _pack(columns: bytes) -> bytes:
     return compressor.compress(columns) + compressor.flush()
 
 
-def _descriptor(new: int) -> int:
-    """The smallest zstd window, 128 MiB at most, that holds *new* bytes."""
-    highest = (LIMITS.delta_window_log - 10) << 3
-    return next((d for d in range(highest) if window_size(d) >= new), highest)
+def _smallest_coding(codings: Sequence[int], size: int) -> int:
+    """The first coding byte whose window holds *size* bytes, else the last."""
+    return next((coding for coding in codings if window_size(coding) >= size), codings[-1])
 
 
 def _ratio(target: memoryview, copies: Sequence[Copy]) -> float:
