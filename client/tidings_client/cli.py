@@ -21,10 +21,11 @@ from tidings_chunkstore.errors import TidingsError, VerificationError
 
 from .exits import Exit, exit_of, help_text
 from .options import PATHS, Kind, Option, add, resolve, seconds
-from .progress import Reporter, size_text
+from .progress import Reporter, size_text, summary_text
 
 if TYPE_CHECKING:
     from .remote import RemoteSettings
+    from .sync import PlanResult
     from .trust import TrustSettings
 
 ROUTES = ("auto", "delta", "chunks", "full")
@@ -265,7 +266,57 @@ def _trust_settings(parsed: argparse.Namespace) -> TrustSettings:
 
 
 def _sync(parsed: argparse.Namespace, reporter: Reporter) -> int:
-    raise NotImplementedError
+    from .remote import Remote
+    from .sync import SyncOptions, plan, sync
+
+    types = None
+    if parsed.types is not None:
+        from tidings_chunkstore.types import parse_types
+
+        types = parse_types(parsed.types)
+    options = SyncOptions(
+        dest=parsed.dest,
+        types=types,
+        seeds=tuple(parsed.seed),
+        route=parsed.route,
+        adopt=parsed.adopt,
+        trust=_trust_settings(parsed),
+    )
+    with Remote([parsed.url, *parsed.mirror], _remote_settings(parsed)) as remote:
+        if parsed.plan:
+            planned = plan(options, remote, reporter)
+            _show_plan(parsed.dest, planned, reporter)
+            return Exit.OK
+        result = sync(options, remote, reporter)
+    facts = {"url": remote.name, "dest": str(parsed.dest), **result.to_json()}
+    reporter.summary(facts, summary_text(_name(parsed.dest), result.to_json()))
+    return Exit.OK
+
+
+def _name(dest: Path) -> str:
+    return dest.name or dest.resolve().name or str(dest)
+
+
+def _show_plan(dest: Path, planned: PlanResult, reporter: Reporter) -> None:
+    """One line a file with all its routes, then the sum."""
+    for file in planned.files:
+        others = ", ".join(
+            f"{route} {size_text(size)} in {requests}"
+            for route, (size, requests) in sorted(file.alternatives.items())
+            if route != file.route
+        )
+        about = "" if file.exact else "about "
+        text = f"{file.path}: {file.route}"
+        if file.bytes or file.requests:
+            text += f" {about}{size_text(file.bytes)} in {file.requests}"
+        reporter.line(f"{text} (instead of {others})" if others else text)
+    text = f"{_name(dest)}: unchanged, nothing to download"
+    if planned.changed:
+        about = "" if planned.exact else "about "
+        text = f"{_name(dest)}: {about}{size_text(planned.bytes)} in {planned.requests} requests"
+    if planned.fallback_reason:
+        text += f"; {planned.fallback_reason}"
+    reporter.summary({"plan": True, "dest": str(dest), **planned.to_json()}, text)
 
 
 # -- verify --------------------------------------------------------------------------------------

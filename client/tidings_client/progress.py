@@ -174,10 +174,9 @@ def seconds_text(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
-def summary_text(facts: Mapping[str, object]) -> str:
-    """The line of a sync: what it cost, and what it would have."""
-    name = str(facts.get("name") or facts.get("repo") or "done")
-    received = _int(facts.get("bytes_received")) + _int(facts.get("bytes_sent"))
+def summary_text(name: str, facts: Mapping[str, object]) -> str:
+    """The line of a sync from the facts of its summary: what it cost, and what it would have."""
+    received = _int(facts.get("bytes_received"))
     requests = _int(facts.get("requests"))
     cost = f"{size_text(received)} in {requests} request{'' if requests == 1 else 's'}"
     end = f"{seconds_text(_float(facts.get('seconds')))}; trust: {facts.get('trust')}"

@@ -122,6 +122,11 @@ class Remote:
         self._client.close()
 
     @property
+    def name(self) -> str:
+        """The preferred mirror's URL, without credentials."""
+        return str(self._mirrors[0])
+
+    @property
     def bytes_received(self) -> int:
         """Bytes read from sockets so far, headers and all (inside TLS)."""
         return self._meter.received

@@ -76,7 +76,7 @@ def verify(
         listing = layout.parse(data, main)
     except FormatError as error:
         raise InputError(f"{dest}: {error}", code="broken-metadata") from error
-    expected = _expected(dest, layout, listing)
+    expected = _expected(dest, layout, listing, data)
     findings = _other_mains(layout, listing, beside)
     absent: list[str] = []
     good = size = opened = 0
@@ -104,11 +104,12 @@ def _main(dest: Path, layout: Layout) -> str:
     )
 
 
-def _expected(dest: Path, layout: Layout, listing: Listing) -> frozenset[str]:
+def _expected(dest: Path, layout: Layout, listing: Listing, main: bytes) -> frozenset[str]:
     """Paths that must be there: what the last sync completed, or all where none was run."""
     known = state.load(_small(dest, f"{state.FOLDER}/{state.STATE}"))
     every = frozenset(file.path for file in listing.files)
-    if known.complete and (known.wanted or layout.partial):
+    seen = known.seen.get(listing.main)
+    if known.complete and seen is not None and seen.sha256 == hashlib.sha256(main).digest():
         return every & frozenset(known.complete)
     return frozenset() if layout.partial else every
 
