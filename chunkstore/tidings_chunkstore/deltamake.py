@@ -164,7 +164,7 @@ class _Maker:
             ratio = _ratio(self._target, copies)
             if self._budget.limit is not None and new * ratio >= self._budget.limit:
                 return
-            if ratio < _REDUNDANT:
+            if ratio < _REDUNDANT and 2 * new < len(self._target):
                 self._clock = _Clock(max(self._clock.left(), min(new, _LZMA) / _EXTENSION))
         if MIN_PREFIX <= self._total <= _WHOLE:
             whole = _Prefix(PrefixRule.WHOLE, b"".join(self._views))
