@@ -58,11 +58,11 @@ class Index:
 
 
 def id_size_for(chunks: int) -> int:
-    """Bytes of a short id: a client with as many chunks meets a false match once in 2**18 updates.
+    """Bytes of a short id: a client with as many chunks meets a false match once in 2**14 updates.
 
-    Birthday bound over pairs: chunks**2 / 2**(8 * size) <= 2**-18.
+    Birthday bound over pairs: chunks**2 / 2**(8 * size) <= 2**-14.
     """
-    bits = 2 * max(chunks, 1).bit_length() + 18
+    bits = 2 * max(chunks, 1).bit_length() + 14
     return min(8, max(5, -(-bits // 8)))
 
 
