@@ -280,6 +280,11 @@ class _ModuleZstd:
         self._pledge(size)
 
 
+def _to_the_end(compressor: Any, data: Buffer) -> bytes:
+    made: bytes = compressor.compress(data, compressor.FLUSH_FRAME)
+    return made
+
+
 def _module_maker(module: Any) -> ZstdMaker:
     is_pyzstd = module.__name__ == "pyzstd"
 
@@ -292,16 +297,13 @@ def _module_maker(module: Any) -> ZstdMaker:
         given = dict(options)
         if is_pyzstd:
             compressor = module.ZstdCompressor(given, loaded)
-            # With room for the whole frame libzstd takes the content at once, as zchunk has it.
+            # With room for all of the frame libzstd takes the content at once, as zchunk has it;
+            # streamed, a content beyond the window wraps around and gives other bytes.
             whole = module.RichMemZstdCompressor(given, loaded)
             return _ModuleZstd(compressor, whole.compress, compressor._set_pledged_input_size)
         compressor = module.ZstdCompressor(options=given, zstd_dict=loaded)
-        end = compressor.FLUSH_FRAME
-        return _ModuleZstd(
-            compressor,
-            lambda data: compressor.compress(data, end),
-            compressor.set_pledged_input_size,
-        )
+        frame = functools.partial(_to_the_end, compressor)
+        return _ModuleZstd(compressor, frame, compressor.set_pledged_input_size)
 
     return make
 

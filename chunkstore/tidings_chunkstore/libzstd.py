@@ -114,7 +114,7 @@ class SharedZstd:
         return self._feed(b"", _END)
 
     def frame(self, data: bytes | bytearray | memoryview) -> bytes:
-        """*data* as one whole frame that states its content size."""
+        """*data* as one whole frame that states its content size; takes the frame's room too."""
         room = ctypes.create_string_buffer(self._library.ZSTD_compressBound(len(data)))
         size = self._library.ZSTD_compress2(self._context, room, len(room), bytes(data), len(data))
         self._check(size)

@@ -489,8 +489,8 @@ class _Files:
         step = max(1, count // _SAMPLE_CHUNKS)
         frame = _framer(how, maker, how.dictionary)
         tried = same = size = 0
-        for number in range(1 if count > 1 else 0, count, step):
-            data = self._opened(number) if number else b""
+        for number in range(1, count, step):
+            data = self._opened(number)
             tried += 1
             same += self._is_stored(number, frame(data))
             size += len(data)
