@@ -1,0 +1,254 @@
+"""What a static host cannot do, for each repository: routes that get a ``Repository``.
+
+Later features are routes here too: they take ``Here`` (the repository of the request's path) and
+``Mirror`` (what the process shares). A feature that clients may rely on is promised in the heads
+this server sends, see ``app.features``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Annotated, ParamSpec, TypeVar
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field
+
+from tidings_chunkstore.errors import FormatError, StoreError
+from tidings_chunkstore.limits import MIB
+from tidings_chunkstore.places import PackName
+
+from . import frames
+from .objects import Entry, Objects, pread, reopen
+from .settings import Settings
+from .site import Repository, Site, Target
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_AT_ONCE = 1 * MIB  # read in one go, and sent in one piece
+_BODY_SECONDS = 30.0  # in which a request's body must have come
+_LISTED = 1000  # repositories in one answer
+
+
+class Refused(Exception):
+    """An answer that is an error: *status*, and the stable word and text of its body."""
+
+    def __init__(self, status: int, code: str, message: str, **headers: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all requests of a process share."""
+
+    settings: Settings
+    site: Site
+    objects: Objects
+    pool: ThreadPoolExecutor
+
+    async def thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run *call* in a thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.pool, lambda: call(*args, **kwargs))
+
+
+def _shared(request: Request) -> Shared:
+    shared: Shared = request.app.state.shared
+    return shared
+
+
+Mirror = Annotated[Shared, Depends(_shared)]
+
+
+async def _here(request: Request, mirror: Mirror) -> Repository:
+    """The repository of the path. The front has checked and taken apart the path as sent."""
+    target: Target | None = request.scope.get("tidings.target")
+    if target is None or target.repository is None:
+        raise Refused(404, "not-found", "no such repository")
+    found = await mirror.thread(mirror.site.repository, target.repository)
+    if found is None:
+        raise Refused(404, "not-found", "no such repository, or it is not published")
+    return found
+
+
+Here = Annotated[Repository, Depends(_here)]
+
+router = APIRouter()
+
+
+class FramesRequest(BaseModel):
+    """A batch of ranges of packs."""
+
+    v: int = Field(1, description="version of this request")
+    frames: list[tuple[str, list[int]]] = Field(
+        description="a pack's name, and offset, length, offset, length, ... in it",
+        examples=[[["000001-0123456789abcdef.pack", [8, 2000, 9000, 512]]]],
+    )
+
+
+@router.post(
+    "/{repository:path}/tidings/frames",
+    summary="A batch of ranges of packs in one answer",
+    response_class=Response,
+    responses={
+        200: {"content": {"application/octet-stream": {}}, "description": "the ranges, joined"},
+        404: {"description": "no such pack in this repository"},
+        413: {"description": "over a limit"},
+        416: {"description": "a range ends beyond its pack"},
+        422: {"description": "not such a request"},
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": FramesRequest.model_json_schema()}},
+        },
+        "parameters": [
+            {"name": "repository", "in": "path", "required": True, "schema": {"type": "string"}}
+        ],
+    },
+)
+@router.post("/tidings/frames", include_in_schema=False)
+async def post_frames(request: Request, repository: Here, mirror: Mirror) -> Response:
+    """Answered in the order in which they are asked, concatenated, as stored."""
+    body = await bounded_body(request, frames.MOST_REQUEST)
+    try:
+        batch = await mirror.thread(frames.parse, body)
+    except frames.TooMuch as error:
+        raise Refused(413, error.code, str(error)) from error
+    except FormatError as error:
+        raise Refused(422, "bad-request", str(error)) from error
+    entries: dict[PackName, Entry] = {}
+    for name in batch.packs():
+        entry = await mirror.objects.pack(repository.name, name)
+        if entry is None:
+            raise Refused(404, "no-pack", f"no pack {name} in this repository")
+        entries[name] = entry
+    for span in batch.spans:
+        if span.end > entries[span.pack].size:
+            raise Refused(416, "range", f"a range ends beyond {span.pack}")
+    headers = {"content-length": str(batch.size), "cache-control": "no-store"}
+    kind = "application/octet-stream"
+    pieces = _pieces(batch, entries)
+    if batch.size <= _AT_ONCE:
+        data = await mirror.thread(lambda: b"".join(pieces))
+        return Response(data, headers=headers, media_type=kind)
+    return StreamingResponse(_blocks(mirror, pieces), headers=headers, media_type=kind)
+
+
+def _pieces(batch: frames.Batch, entries: dict[PackName, Entry]) -> Iterator[bytes]:
+    """The bytes of a batch, in pieces of at most _AT_ONCE. Raises OSError."""
+    opened: dict[PackName, int] = {}
+    try:
+        for span in batch.spans:
+            if span.pack not in opened:
+                opened[span.pack] = reopen(entries[span.pack])
+            for start in range(span.offset, span.end, _AT_ONCE):
+                yield pread(opened[span.pack], start, min(_AT_ONCE, span.end - start))
+    finally:
+        for descriptor in opened.values():
+            os.close(descriptor)
+
+
+async def _blocks(mirror: Shared, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """*pieces* joined to blocks, each read in one visit to a thread."""
+
+    def block() -> bytes:
+        joined = bytearray()
+        for piece in pieces:
+            joined += piece
+            if len(joined) >= _AT_ONCE:
+                break
+        return bytes(joined)
+
+    while data := await mirror.thread(block):
+        yield data
+
+
+async def bounded_body(request: Request, most: int) -> bytes:
+    """The request's body. Raises Refused above *most* bytes, and when it does not come."""
+    said = request.headers.get("content-length", "0")
+    if not said.isascii() or not said.isdigit() or len(said) > 18 or int(said) > most:
+        raise Refused(413, "too-much", f"a body has at most {most} bytes", connection="close")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > most:
+                    message = f"a body has at most {most} bytes"
+                    raise Refused(413, "too-much", message, connection="close")
+    except TimeoutError as error:
+        raise Refused(408, "slow", "the body did not come", connection="close") from error
+    return bytes(body)
+
+
+# -- the mirror as a whole -------------------------------------------------------------------------
+
+
+class RepositoryInfo(BaseModel):
+    """A repository as its head describes it. Sizes in bytes, times in seconds since 1970."""
+
+    path: str
+    serial: int | None = None
+    time: int | None = None
+    layout: str | None = None
+    files: int | None = None
+    published_bytes: int | None = None
+    snapshots: int | None = None
+    error: str | None = None
+
+
+class RepositoryList(BaseModel):
+    """Repositories that are configured, or that were asked for since this process started."""
+
+    repositories: list[RepositoryInfo]
+    more: bool = Field(description="whether there are more than are listed")
+
+
+@router.get("/healthz", summary="Whether the process answers")
+async def healthz() -> dict[str, str]:
+    """For a supervisor: this process is alive."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", summary="Whether its folders are there")
+async def readyz(mirror: Mirror) -> dict[str, str]:
+    """For a load balancer: requests can be answered."""
+    if not await mirror.thread(mirror.site.ready):
+        raise Refused(503, "not-ready", "a folder to serve is not there")
+    return {"status": "ok"}
+
+
+@router.get("/api/repos", summary="Known repositories")
+async def repos(mirror: Mirror) -> RepositoryList:
+    """Nothing is searched for: the tree below the root may be large."""
+    names = mirror.site.names()
+    found = await mirror.thread(lambda: [_info(mirror.site, name) for name in names[:_LISTED]])
+    return RepositoryList(repositories=found, more=len(names) > _LISTED)
+
+
+def _info(site: Site, name: str) -> RepositoryInfo:
+    found = site.repository(name)
+    if found is None:
+        return RepositoryInfo(path=name, error="not published")
+    try:
+        now = found.head()
+    except StoreError as error:
+        return RepositoryInfo(path=name, error=str(error))
+    return RepositoryInfo(
+        path=name,
+        serial=now.serial,
+        time=now.time,
+        layout=now.layout,
+        files=len(now.files),
+        published_bytes=sum(file.size for file in now.files),
+        snapshots=len(now.states),
+    )

@@ -1,0 +1,162 @@
+"""The application: objects by ``objects``, everything else by FastAPI, told apart by the path."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from . import logs
+from .api import Refused, Shared, router
+from .objects import Message, Objects, Receive, Scope, Send, plain
+from .settings import Settings
+from .site import FEATURES, Site, split_path, target_of
+
+_DESCRIPTION = """
+Serves published files, `tidings/head.json` and packs below each repository's path with validators,
+caching headers and ranges, as a static host does (docs/protocol.md), and the routes below.
+"""
+
+#: Paths of the application itself; a repository cannot have them.
+OWN = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
+OWN_BELOW = "/api/"
+
+#: Told of each answered request: method, path, status, bytes of the body, seconds.
+Observer = Callable[[str, str, int, int, float], None]
+
+
+def features(settings: Settings) -> dict[str, int]:
+    """What the heads of this server promise."""
+    return {"frames": 1}
+
+
+def make_app(settings: Settings) -> Front:
+    """The ASGI application for *settings*. Nothing is started before its first request."""
+    pool = ThreadPoolExecutor(
+        max_workers=min(32, 4 + 4 * (os.cpu_count() or 1)), thread_name_prefix="tidings"
+    )
+    site = Site(settings.serve, settings.repos)
+    objects = Objects(site, pool, memory=settings.serve.memory, features=features(settings))
+    shared = Shared(settings, site, objects, pool)
+    return Front(_api(shared), objects, observers=[], access_log=settings.serve.access_log)
+
+
+def _api(shared: Shared) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        shared.pool.shutdown(wait=False, cancel_futures=True)
+
+    api = FastAPI(
+        title="Tidings mirror",
+        version=_version(),
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    api.state.shared = shared
+    api.include_router(router)
+    api.add_exception_handler(Refused, _refused)
+    api.add_exception_handler(HTTPException, _http_error)
+    return api
+
+
+def _version() -> str:
+    try:
+        return version("tidings")
+    except PackageNotFoundError:
+        return "0"  # run from a checkout that is not installed
+
+
+async def _refused(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, Refused)
+    return _error(error.status, error.code, str(error), error.headers)
+
+
+async def _http_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = {404: "not-found", 405: "method"}.get(error.status_code, "http")
+    return _error(error.status_code, code, str(error.detail), dict(error.headers or {}))
+
+
+def _error(status: int, code: str, message: str, headers: dict[str, str]) -> JSONResponse:
+    body = {"error": {"code": code, "message": message}}
+    return JSONResponse(body, status, {"cache-control": "no-store", **headers})
+
+
+class Front:
+    """Tells requests apart by their path, and shows each to the observers."""
+
+    def __init__(
+        self,
+        api: Callable[[Scope, Receive, Send], Any],
+        objects: Objects,
+        *,
+        observers: list[Observer],
+        access_log: bool = False,
+    ) -> None:
+        self.api = api
+        self.observers = observers
+        self._objects = objects
+        self._access_log = access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request (or the lifespan)."""
+        if scope["type"] != "http":
+            await self.api(scope, receive, send)
+        elif self._access_log or self.observers:
+            await self._observed(scope, receive, send)
+        else:
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope["path"]
+        if path in OWN or path.startswith(OWN_BELOW):
+            await self.api(scope, receive, send)
+            return
+        raw: bytes = scope["raw_path"]
+        if b"/tidings/" in raw:
+            parts = split_path(raw)
+            target = target_of(parts) if parts is not None else None
+            if target is not None and target.feature in FEATURES:
+                scope["tidings.target"] = target
+                await self.api(scope, receive, send)
+                return
+        if scope["method"] not in ("GET", "HEAD"):
+            headers = [(b"allow", b"GET, HEAD")]
+            await plain(send, 405, b"method not allowed\n", headers, close=True)
+            return
+        await self._objects(scope, receive, send)
+
+    async def _observed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = logs.request_id(scope)
+        started = time.perf_counter()
+        status = sent = 0
+
+        async def watched(message: Message) -> None:
+            nonlocal status, sent
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                message = {**message, "headers": headers}
+            else:
+                sent += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, watched)
+        finally:
+            seconds = time.perf_counter() - started
+            if self._access_log:
+                logs.access(scope, request_id, status, sent, seconds)
+            for observer in self.observers:
+                observer(scope["method"], scope["path"], status, sent, seconds)

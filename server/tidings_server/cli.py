@@ -1,0 +1,224 @@
+"""The command ``tidings-mirror``: arguments, settings, exit codes. The work is elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tidings_chunkstore.errors import InputError, TidingsError
+from tidings_client.exits import Exit, exit_of, help_text
+from tidings_client.progress import Reporter
+
+from . import settings as schema
+from .settings import ENVIRONMENT, ConfigError, Setting, Settings
+
+_DESCRIPTION = "Publish chunk indexes and packs beside a mirror's repositories, and serve them."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code."""
+    arguments = _parser().parse_args(argv)
+    reporter = Reporter(as_json=arguments.json, quiet=getattr(arguments, "quiet", False))
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        found = schema.load(arguments.config, os.environ)
+        chosen = _override(found, arguments)
+        run: Callable[[argparse.Namespace, Settings, Reporter], Exit] = arguments.run
+        return int(run(arguments, chosen, reporter))
+    except ConfigError as error:
+        return _config_error(reporter, error)
+    except BrokenPipeError:
+        # The reader of our output has gone: nobody is left to tell, and that is its decision.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(Exit.OK)
+    except (TidingsError, OSError, MemoryError) as error:
+        reporter.error(error)
+        return int(exit_of(error) or Exit.INPUT)
+    except KeyboardInterrupt:
+        reporter.error(KeyboardInterrupt("interrupted"))
+        return int(Exit.INTERRUPTED)
+    finally:
+        reporter.close()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _config_error(reporter: Reporter, error: ConfigError) -> int:
+    if reporter.as_json:
+        reporter.error(error)
+    else:
+        for problem in error.problems:
+            reporter.error(InputError(problem))
+    return int(Exit.INPUT)
+
+
+# -- arguments -------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tidings-mirror",
+        description=_DESCRIPTION,
+        epilog=help_text(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    publish = _command(commands, "publish", "publish repositories' metadata", _publish)
+    publish.add_argument(
+        "dirs", metavar="DIR", nargs="*", type=Path, help="a repository's root: holds repodata/"
+    )
+    publish.add_argument(
+        "--recursive", metavar="ROOT", type=Path, help="all repositories in ROOT and below"
+    )
+    publish.add_argument(
+        "--as", dest="name", metavar="PATH", help="the repository's path in the store tree"
+    )
+    publish.add_argument("--rebuild", action="store_true", help="start the store anew")
+    publish.add_argument("--plan", action="store_true", help="say what would be done, do nothing")
+    publish.add_argument("-q", "--quiet", action="store_true", help="errors only")
+    _settings(publish, "publish")
+
+    serve = _command(commands, "serve", "serve repositories over HTTP", _serve)
+    serve.add_argument(
+        "root", metavar="ROOT", nargs="?", type=Path, help="the folder whose files are served"
+    )
+    _settings(serve, "serve", leave_out=("root",))
+
+    for name, what, run in (
+        ("snapshots", "the retained snapshots of a repository", _snapshots),
+        ("stats", "what a repository's store holds", _stats),
+    ):
+        command = _command(commands, name, what, run)
+        command.add_argument("dir", metavar="DIR", type=Path, help="a repository's root")
+        command.add_argument("--store", metavar="FOLDER", type=Path, help="the store tree")
+        command.add_argument(
+            "--as", dest="name", metavar="PATH", help="the repository's path in the store tree"
+        )
+
+    config = commands.add_parser("config", help="the settings", description="The settings.")
+    parts = config.add_subparsers(dest="part", required=True)
+    _command(parts, "check", "check the settings, a line for each mistake", _config_check)
+    return parser
+
+
+def _command(
+    commands: Any,  # argparse keeps the class private
+    name: str,
+    what: str,
+    run: Callable[[argparse.Namespace, Settings, Reporter], Exit],
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=what,
+        description=what[0].upper() + what[1:] + ".",
+        epilog=help_text(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help=f"settings, instead of {schema.DEFAULT_FILE} [{ENVIRONMENT}CONFIG]",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON event a line on stdout")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _settings(parser: argparse.ArgumentParser, table: str, leave_out: Sequence[str] = ()) -> None:
+    """An option for each setting of *table*."""
+    for name, setting in schema.rows(table).items():
+        if name in leave_out:
+            continue
+        option = "--" + name.replace("_", "-")
+        text = f"{setting.what} [{setting.environment}]".replace("%", "%%")
+        if setting.read is schema.rows("serve")["access_log"].read:
+            parser.add_argument(option, action="store_true", default=None, help=text)
+        else:
+            parser.add_argument(option, metavar="VALUE", type=_typed(setting), help=text)
+
+
+def _typed(setting: Setting) -> Callable[[str], object]:
+    def read(text: str) -> object:
+        try:
+            return setting.read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return read
+
+
+def _override(found: Settings, arguments: argparse.Namespace) -> Settings:
+    """The settings with what the command line says on top."""
+
+    def over(table: str, value: Any) -> Any:
+        said: Mapping[str, object] = {
+            name: getattr(arguments, name)
+            for name in schema.rows(table)
+            if getattr(arguments, name, None) is not None
+        }
+        return dataclasses.replace(value, **said)
+
+    if arguments.command == "publish":
+        return dataclasses.replace(found, publish=over("publish", found.publish))
+    if arguments.command == "serve":
+        return dataclasses.replace(found, serve=over("serve", found.serve))
+    return found
+
+
+# -- commands: imports here, so that a publish does not load FastAPI -------------------------------
+
+
+def _publish(arguments: argparse.Namespace, settings: Settings, reporter: Reporter) -> Exit:
+    from .publish_cli import command
+
+    return command(arguments, settings, reporter)
+
+
+def _serve(arguments: argparse.Namespace, settings: Settings, reporter: Reporter) -> Exit:
+    from .serve import serve
+
+    return serve(settings)
+
+
+def _snapshots(arguments: argparse.Namespace, settings: Settings, reporter: Reporter) -> Exit:
+    from .inspect_cli import snapshots_command
+
+    return snapshots_command(arguments, settings, reporter)
+
+
+def _stats(arguments: argparse.Namespace, settings: Settings, reporter: Reporter) -> Exit:
+    from .inspect_cli import stats_command
+
+    return stats_command(arguments, settings, reporter)
+
+
+def _config_check(arguments: argparse.Namespace, settings: Settings, reporter: Reporter) -> Exit:
+    problems = [
+        f"[[repo]] {repo.path!r}: {folder} is no folder"
+        for repo in settings.repos
+        for folder in (repo.root,)
+        if not folder.is_dir()
+    ]
+    if settings.serve.root is not None and not settings.serve.root.is_dir():
+        problems.append(f"[serve] root: {settings.serve.root} is no folder")
+    if problems:
+        raise ConfigError(problems)
+    where = str(settings.file) if settings.file else "no settings file: defaults"
+    facts = {"command": "config check", "file": str(settings.file or ""), "valid": True}
+    reporter.summary({**facts, "repositories": len(settings.repos)}, f"{where}: fine")
+    return Exit.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""``tidings-mirror serve``: the application on uvicorn, in one process or several."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import socket
+import sys
+
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from tidings_chunkstore.errors import InputError, LocalError
+from tidings_client.exits import Exit
+
+from . import logs
+from .app import Front, make_app
+from .settings import ServeSettings, Settings
+
+_KEEP_ALIVE = 75  # seconds; what web servers grant, so that a client's next request finds it open
+_GRACE = 10  # seconds for answers under way when told to stop
+_BACKLOG = 1024
+
+
+def serve(settings: Settings) -> Exit:
+    """Serve until told to stop by SIGTERM or SIGINT.
+
+    Raises InputError when there is nothing to serve, LocalError when it cannot listen.
+    """
+    wanted = settings.serve
+    for folder in (wanted.root, wanted.store):
+        if folder is not None and not folder.is_dir():
+            raise InputError(f"{folder} is no folder", code="no-folder")
+    if wanted.root is None and wanted.store is None and not settings.repos:
+        raise InputError("nothing to serve: name ROOT, or [[repo]] in the settings")
+    listener = _listen(wanted)
+    config = uvicorn.Config(
+        functools.partial(worker_app, settings),
+        factory=True,
+        http=_protocol(),
+        ws="none",
+        lifespan="on",
+        workers=wanted.workers,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=_GRACE,
+        backlog=_BACKLOG,
+    )
+    what = wanted.root or wanted.store or f"{len(settings.repos)} repositories"
+    line = f"serving {what} at http://{_address(listener)}"
+    if wanted.workers > 1:
+        # Connections wait in the backlog until the first worker is up.
+        listener.listen(_BACKLOG)
+        print(line, file=sys.stderr, flush=True)
+        Multiprocess(config, [listener]).run()
+        return Exit.OK
+    server = _Server(config, line)
+    try:
+        server.run([listener])
+    except KeyboardInterrupt:
+        pass  # uvicorn has stopped cleanly and passes the signal on
+    finally:
+        listener.close()
+    if not server.started:
+        raise LocalError("the server did not start")
+    return Exit.OK
+
+
+def worker_app(settings: Settings) -> Front:
+    """The application in each process."""
+    logs.set_up()
+    return make_app(settings)
+
+
+class _Server(uvicorn.Server):
+    """Says where it is once it accepts connections."""
+
+    def __init__(self, config: uvicorn.Config, line: str) -> None:
+        super().__init__(config)
+        self._line = line
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print(self._line, file=sys.stderr, flush=True)
+
+
+def _listen(wanted: ServeSettings) -> socket.socket:
+    """A bound socket. Raises LocalError."""
+    try:
+        found = socket.getaddrinfo(
+            wanted.host, wanted.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise LocalError(
+            f"cannot listen on {wanted.host} port {wanted.port}: {error.strerror}", code="listen"
+        ) from error
+    listener.set_inheritable(True)
+    return listener
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _protocol() -> str:
+    """The protocol's class, by name: workers import it themselves."""
+    if importlib.util.find_spec("httptools") is None:
+        return "h11"  # bounds a head itself
+    return "tidings_server.protocol:Bounded"

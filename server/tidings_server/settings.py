@@ -1,0 +1,312 @@
+"""The operator's settings: one TOML schema for all commands.
+
+``/etc/tidings/mirror.toml`` has the tables ``[publish]`` and ``[serve]`` and any number of
+``[[repo]]``. An option of the command line beats the environment (``TIDINGS_MIRROR_KEEP`` for
+``keep``), which beats the file. Every setting is one row of ``SETTINGS``: the file, the
+environment, ``config check`` and docs/config.md go by it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from tidings_chunkstore.errors import FormatError, InputError, LocalError
+from tidings_chunkstore.layout import LAYOUTS, safe_path
+from tidings_chunkstore.limits import GIB, KIB, MIB
+
+DEFAULT_FILE = Path("/etc/tidings/mirror.toml")
+ENVIRONMENT = "TIDINGS_MIRROR_"
+_FILE_MAX = 1 * MIB
+_UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": 1024 * GIB}
+_SIZE = re.compile(r"([0-9]{1,12})([KMGT]?)(?:i?B)?", re.ASCII)
+
+
+class ConfigError(InputError):
+    """The settings cannot be used. *problems* has a line for each mistake."""
+
+    code = "config"
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems), problems=problems)
+        self.problems = problems
+
+
+# -- kinds of values: from TOML's types and from text alike, ValueError with a clear text ---------
+
+
+def _whole(low: int, high: int) -> Callable[[object], int]:
+    def read(value: object) -> int:
+        if isinstance(value, str) and re.fullmatch(r"[0-9]{1,12}", value, re.ASCII):
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError(f"a whole number from {low} to {high} is wanted")
+        return value
+
+    return read
+
+
+def _flag(value: object) -> bool:
+    known = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if isinstance(value, str):
+        value = known.get(value.lower(), value)
+    if not isinstance(value, bool):
+        raise ValueError("true or false is wanted")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise ValueError("a text is wanted")
+    return value
+
+
+def _folder(value: object) -> Path:
+    return Path(_text(value))
+
+
+def _folders(value: object) -> tuple[Path, ...]:
+    if isinstance(value, str):
+        value = [part for part in value.split(":") if part]
+    if not isinstance(value, list):
+        raise ValueError("a list of folders is wanted")
+    return tuple(_folder(item) for item in value)
+
+
+def _bytes(value: object) -> int:
+    """Bytes, or text with a binary unit: ``10G``."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError("a size is wanted, as 500M or 10G")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _layout(value: object) -> str:
+    if value not in LAYOUTS:
+        raise ValueError(f"there are {' and '.join(LAYOUTS)}")
+    return str(value)
+
+
+def url_path(value: object) -> str:
+    """A repository's path in URLs, without slashes at its ends. Raises ValueError."""
+    text = _text(value).strip("/")
+    try:
+        return safe_path(text, "path")
+    except FormatError as error:
+        raise ValueError(str(error).removeprefix("path: ")) from error
+
+
+# -- the schema ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PublishSettings:
+    """``[publish]``. None stands for "not said": what holds then is told in the rows below."""
+
+    keep: int = 30
+    keep_days: int | None = None
+    direct: int = 0
+    retry: int = 0
+    layout: str | None = None
+    store: Path | None = None
+    follow: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """``[serve]``."""
+
+    root: Path | None = None
+    store: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int = 1
+    memory: int = 64 * MIB
+    cache: Path | None = None
+    cache_size: int = 1 * GIB
+    bundle_queue: int = 8
+    access_log: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RepoSettings:
+    """One ``[[repo]]``: where it lies, and what is other than in ``[publish]``."""
+
+    path: str
+    root: Path
+    store: Path | None = None
+    layout: str | None = None
+    keep: int | None = None
+    keep_days: int | None = None
+    direct: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All of it."""
+
+    publish: PublishSettings = PublishSettings()
+    serve: ServeSettings = ServeSettings()
+    repos: tuple[RepoSettings, ...] = ()
+    file: Path | None = field(default=None, compare=False)  #: where it was read from
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row: the tables that have it, its name, how it is read, and what it is."""
+
+    tables: tuple[str, ...]
+    name: str
+    read: Callable[[object], Any]
+    what: str
+
+    @property
+    def environment(self) -> str | None:
+        """Its name in the environment; settings of ``[[repo]]`` alone have none."""
+        if self.tables == ("repo",):
+            return None
+        prefix = "SERVE_" if "publish" not in self.tables else ""
+        return f"{ENVIRONMENT}{prefix}{self.name.upper()}"
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(("repo",), "path", url_path, "path of the repository in URLs, and in the store"),
+    Setting(("repo",), "root", _folder, "folder that holds repodata/ or InRelease"),
+    Setting(("publish", "repo"), "keep", _whole(1, 4096), "snapshots that are retained"),
+    Setting(("publish", "repo"), "keep_days", _whole(1, 36500), "and no older than so many days"),
+    Setting(("publish", "repo"), "direct", _whole(0, 64), "direct deltas from so many snapshots"),
+    Setting(("publish",), "retry", _whole(0, 86400), "seconds to wait for a tree to settle"),
+    Setting(("publish", "repo"), "layout", _layout, "rpm-md or apt; detected where it is not said"),
+    Setting(
+        ("publish", "repo"),
+        "store",
+        _folder,
+        "a tree of its own for tidings/ folders; beside the metadata where it is not said",
+    ),
+    Setting(("publish",), "follow", _folders, "further folders that symlinks may lead into"),
+    Setting(("serve",), "root", _folder, "the folder whose files are served"),
+    Setting(("serve",), "store", _folder, "the tree that holds tidings/ folders, if another"),
+    Setting(("serve",), "host", _text, "address to listen on"),
+    Setting(("serve",), "port", _whole(0, 65535), "port to listen on; 0 takes a free one"),
+    Setting(("serve",), "workers", _whole(1, 256), "processes"),
+    Setting(("serve",), "memory", _bytes, "memory for hot objects, for each process"),
+    Setting(("serve",), "cache", _folder, "folder for delta bundles made on request"),
+    Setting(("serve",), "cache_size", _bytes, "most that this folder may hold"),
+    Setting(("serve",), "bundle_queue", _whole(0, 1024), "bundles in the making; 0 makes none"),
+    Setting(("serve",), "access_log", _flag, "one line for each request on stderr"),
+)
+
+_CLASSES: Mapping[str, type] = {"publish": PublishSettings, "serve": ServeSettings}
+
+
+def rows(table: str) -> dict[str, Setting]:
+    """The settings of a table by their names."""
+    return {setting.name: setting for setting in SETTINGS if table in setting.tables}
+
+
+def load(file: Path | None, environment: Mapping[str, str]) -> Settings:
+    """Read the file (*file* None: the default one, if it is there) and the environment.
+
+    Raises ConfigError with all mistakes, LocalError when a file cannot be read.
+    """
+    problems: list[str] = []
+    if file is None and environment.get(ENVIRONMENT + "CONFIG"):
+        file = Path(environment[ENVIRONMENT + "CONFIG"])
+    value: dict[str, object] = {}
+    if file is not None or DEFAULT_FILE.exists():
+        file = file or DEFAULT_FILE
+        value = _read(file)
+    tables = {name: _table(value.pop(name, {}), name, problems) for name in _CLASSES}
+    for name, table in tables.items():
+        _from_environment(name, table, environment, problems)
+    repos = _repos(value.pop("repo", []), problems)
+    known = [*_CLASSES, "repo"]
+    for name in value:
+        problems.append(_unknown(f"[{name}]", name, known))
+    if problems:
+        where = f"{file}: " if file else ""
+        raise ConfigError([where + problem for problem in problems])
+    return Settings(
+        PublishSettings(**tables["publish"]), ServeSettings(**tables["serve"]), repos, file
+    )
+
+
+def _read(file: Path) -> dict[str, object]:
+    try:
+        with file.open("rb") as source:
+            data = source.read(_FILE_MAX + 1)
+    except OSError as error:
+        raise LocalError(f"{file}: {error.strerror}") from error
+    if len(data) > _FILE_MAX:
+        raise ConfigError([f"{file}: larger than {_FILE_MAX} bytes"])
+    try:
+        return tomllib.loads(data.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError([f"{file}: not TOML: {error}"]) from error
+
+
+def _table(value: object, name: str, problems: list[str], where: str = "") -> dict[str, Any]:
+    where = where or f"[{name}]"
+    if not isinstance(value, dict):
+        problems.append(f"{where}: a table is wanted")
+        return {}
+    schema = rows(name)
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        if key not in schema:
+            problems.append(_unknown(f"{where} {key}", key, list(schema)))
+            continue
+        try:
+            found[key] = schema[key].read(item)
+        except ValueError as error:
+            problems.append(f"{where} {key} = {_shown(item)}: {error}")
+    return found
+
+
+def _from_environment(
+    table: str, found: dict[str, Any], environment: Mapping[str, str], problems: list[str]
+) -> None:
+    for name, setting in rows(table).items():
+        variable = setting.environment
+        if variable and environment.get(variable):
+            try:
+                found[name] = setting.read(environment[variable])
+            except ValueError as error:
+                problems.append(f"{variable}={_shown(environment[variable])}: {error}")
+
+
+def _repos(value: object, problems: list[str]) -> tuple[RepoSettings, ...]:
+    if not isinstance(value, list):
+        problems.append("[repo]: tables are written [[repo]]")
+        return ()
+    repos: list[RepoSettings] = []
+    needed = [f.name for f in fields(RepoSettings)][:2]
+    for number, item in enumerate(value, 1):
+        named = item.get("path") if isinstance(item, dict) else None
+        where = f"[[repo]] {_shown(named) if named else number}"
+        table = _table(item, "repo", problems, where)
+        missing = [key for key in needed if not (isinstance(item, dict) and key in item)]
+        problems += [f"{where}: {key} is missing" for key in missing]
+        if all(key in table for key in needed):
+            repos.append(RepoSettings(**table))
+    paths = [repo.path for repo in repos]
+    for path in sorted({path for path in paths if paths.count(path) > 1}):
+        problems.append(f"[[repo]] {path!r}: there are two")
+    return tuple(repos)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _unknown(what: str, name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"{what}: unknown" + (f"; is {near[0]} meant?" if near else "")
