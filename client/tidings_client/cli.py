@@ -21,7 +21,7 @@ from tidings_chunkstore.errors import TidingsError, VerificationError
 
 from .exits import Exit, exit_of, help_text
 from .options import PATHS, Kind, Option, add, resolve, seconds
-from .progress import Reporter, size_text, summary_text
+from .progress import Reporter, cost_text, size_text, summary_text
 
 if TYPE_CHECKING:
     from .remote import RemoteSettings
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ROUTES = ("auto", "delta", "chunks", "full")
 
-_JSON = Option("--json", "print one JSON event a line; the last is the summary or the error")
+_JSON = Option("--json", "print one JSON event a line; the last one is the summary or the error")
 _QUIET = Option("--quiet", "print errors only", short="-q")
 _NETWORK = (
     Option(
@@ -139,7 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command")
 
     def command(name: str, text: str, example: str) -> argparse.ArgumentParser:
         made = commands.add_parser(
@@ -301,19 +301,19 @@ def _show_plan(dest: Path, planned: PlanResult, reporter: Reporter) -> None:
     """One line a file with all its routes, then the sum."""
     for file in planned.files:
         others = ", ".join(
-            f"{route} {size_text(size)} in {requests}"
+            f"{route} {cost_text(size, requests)}"
             for route, (size, requests) in sorted(file.alternatives.items())
             if route != file.route
         )
         about = "" if file.exact else "about "
         text = f"{file.path}: {file.route}"
         if file.bytes or file.requests:
-            text += f" {about}{size_text(file.bytes)} in {file.requests}"
+            text += f" {about}{cost_text(file.bytes, file.requests)}"
         reporter.line(f"{text} (instead of {others})" if others else text)
     text = f"{_name(dest)}: unchanged, nothing to download"
     if planned.changed:
         about = "" if planned.exact else "about "
-        text = f"{_name(dest)}: {about}{size_text(planned.bytes)} in {planned.requests} requests"
+        text = f"{_name(dest)}: {about}{cost_text(planned.bytes, planned.requests)}"
     if planned.fallback_reason:
         text += f"; {planned.fallback_reason}"
     reporter.summary({"plan": True, "dest": str(dest), **planned.to_json()}, text)
@@ -354,7 +354,8 @@ def _verify(parsed: argparse.Namespace, reporter: Reporter) -> int:
         "bytes": verdict.bytes,
         "absent": list(verdict.absent),
     }
-    text = f"{parsed.dest}: {verdict.files} files, {size_text(verdict.bytes)}, "
+    files = "1 file" if verdict.files == 1 else f"{verdict.files} files"
+    text = f"{parsed.dest}: {files}, {size_text(verdict.bytes)}, "
     text += f"all as {verdict.main} says"
     if verdict.absent:
         text += f" ({len(verdict.absent)} more are named and not here)"

@@ -45,6 +45,7 @@ class Reporter:
         self._every = _EVENT_EVERY if as_json else _REDRAW
         self._next = 0.0
         self._drawn = False
+        self._noted = ""
         self._lock = threading.Lock()
 
     def progress(self, what: str, done: int, total: int | None = None) -> None:
@@ -66,7 +67,8 @@ class Reporter:
         with self._lock:
             if self.as_json:
                 self._event({"type": "note", "text": text, **facts})
-            elif not self.quiet:
+            elif not self.quiet and text != self._noted:  # a retry has the same to say
+                self._noted = text
                 self._clear()
                 print(_line(text), file=self._err, flush=True)
 
@@ -169,6 +171,13 @@ def size_text(count: int) -> str:
     raise AssertionError
 
 
+def cost_text(size: int, requests: int) -> str:
+    """Bytes and requests; what comes in the request of another file has none of its own."""
+    if requests == 0:
+        return size_text(size)
+    return f"{size_text(size)} in {requests} request{'' if requests == 1 else 's'}"
+
+
 def seconds_text(seconds: float) -> str:
     """Seconds for people."""
     return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
@@ -176,9 +185,7 @@ def seconds_text(seconds: float) -> str:
 
 def summary_text(name: str, facts: Mapping[str, object]) -> str:
     """The line of a sync from the facts of its summary: what it cost, and what it would have."""
-    received = _int(facts.get("bytes_received"))
-    requests = _int(facts.get("requests"))
-    cost = f"{size_text(received)} in {requests} request{'' if requests == 1 else 's'}"
+    cost = cost_text(_int(facts.get("bytes_received")), _int(facts.get("requests")))
     end = f"{seconds_text(_float(facts.get('seconds')))}; trust: {facts.get('trust')}"
     if not facts.get("changed"):
         return f"{name}: unchanged, {cost}, {end}"
