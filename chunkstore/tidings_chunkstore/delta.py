@@ -327,13 +327,20 @@ def window_size(coding: int) -> int:
 
 def _verify_checksum(view: memoryview) -> None:
     start = Reader(view, "delta")
-    start.expect(MAGIC)
+    _expect_version(start)
     if bytes(start.take(CHECKSUM)) != checksum(view[start.position :]):
         raise FormatError("delta: damaged (its checksum differs)")
 
 
+def _expect_version(reader: Reader) -> None:
+    reader.expect(MAGIC[:1])
+    version = reader.fixed(1)
+    if version != MAGIC[1]:
+        raise FormatError(f"delta: version {version} is unknown", code="format-version")
+
+
 def _header(reader: Reader) -> DeltaInfo:
-    reader.expect(MAGIC)
+    _expect_version(reader)
     reader.take(CHECKSUM)
     kind = reader.fixed(1)
     rule, packed, count = kind & 3, bool(kind & 4), kind >> 3

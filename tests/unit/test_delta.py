@@ -342,3 +342,9 @@ def test_vectors() -> None:
         info: DeltaInfo = delta.inspect(section)
         assert info.target.hex() == vector["sha256"], vector["name"]
         assert ContentId.of(rebuild(section, bases)) == info.target
+
+
+def test_another_version_is_named_as_such() -> None:
+    with pytest.raises(FormatError) as caught:
+        delta.inspect(b"D\x02" + make([OLD], NEW)[2:])
+    assert caught.value.code == "format-version"
