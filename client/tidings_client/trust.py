@@ -2,24 +2,21 @@
 
 Signatures are checked with ``gpgv``, the verifier that apt uses: it knows no trust database and
 takes exactly the keys it is given. The key never comes from the network.
+
+Every sync reads this module and most use nothing but its settings, so what only a check needs is
+imported there.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import contextlib
 import hashlib
 import os
 import re
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tidings_chunkstore import apt, rpmmd
 from tidings_chunkstore.errors import (
     FormatError,
     InputError,
@@ -71,6 +68,8 @@ class TrustSettings:
 
 def signature_paths(main: str) -> tuple[str, ...]:
     """The files that may sign *main*, next to none for InRelease, which signs itself."""
+    from tidings_chunkstore import apt, rpmmd
+
     if main == rpmmd.MAIN:
         return (rpmmd.SIGNATURE,)
     return (apt.SIGNATURE,) if main == apt.RELEASE else ()
@@ -99,12 +98,14 @@ def check_main(settings: TrustSettings, main: str, data: bytes, beside: Mapping[
         word = METALINK if settings.metalink else SHA256
     if settings.gpgkey is None:
         return word
-    signature = next((beside[p] for p in signature_paths(main) if p in beside), None)
-    if signature is None and not apt.is_clearsigned(data):
-        raise VerificationError(
-            f"{main} is not signed, and a key was given to check it with", code="no-signature"
-        )
+    from tidings_chunkstore.apt import is_clearsigned
+
     with _keyring(settings.gpgkey) as (home, keyring):
+        signature = next((beside[p] for p in signature_paths(main) if p in beside), None)
+        if signature is None and not is_clearsigned(data):
+            raise VerificationError(
+                f"{main} is not signed, and a key was given to check it with", code="no-signature"
+            )
         _gpgv(home, keyring, main, data, signature)
     return GPG
 
@@ -173,6 +174,8 @@ def _day(seconds: int) -> str:
 @contextlib.contextmanager
 def _keyring(key: Path) -> Iterator[tuple[Path, Path]]:
     """A home of its own for gpgv and the keys in it, in the binary form that gpgv reads."""
+    import tempfile
+
     try:
         with key.open("rb") as file:
             data = file.read(_KEY_BYTES + 1)
@@ -216,6 +219,9 @@ def dearmor(data: bytes) -> bytes:
 
 
 def _block(text: bytes) -> bytes:
+    import base64
+    import binascii
+
     lines = [line.strip() for line in text.split(b"\n")]
     if lines and not lines[0]:
         del lines[0]  # the rest of the line that the block begins with
@@ -253,6 +259,11 @@ def _crc24(data: bytes) -> int:
 
 def _gpgv(home: Path, keyring: Path, main: str, data: bytes, signature: bytes | None) -> None:
     """Raises VerificationError unless a key of *keyring* signed *data*."""
+    import shutil
+    import subprocess
+
+    from tidings_chunkstore.apt import cleartext
+
     program = shutil.which("gpgv")
     if program is None:
         raise LocalError(
@@ -274,7 +285,7 @@ def _gpgv(home: Path, keyring: Path, main: str, data: bytes, signature: bytes | 
         # gpgv proves the text inside a cleartext message. What is parsed later must be that text
         # and nothing around it, so both readings are compared below.
         try:
-            text = apt.cleartext(data, main)
+            text = cleartext(data, main)
         except FormatError as error:
             raise VerificationError(str(error), code="bad-signature") from error
     command = [
