@@ -139,7 +139,8 @@ def decoded(answer: httpx.Response, limit: int, mirror: Mirror, path: str) -> It
         )
     packed = zlib.decompressobj(31)
     left = limit
-    for piece in bounded(answer, limit, mirror, path):
+    # What does not compress grows a little in gzip.
+    for piece in bounded(answer, limit + limit // 1000 + KIB, mirror, path):
         data = piece
         while not packed.eof:
             room = min(left + 1, 64 * KIB)

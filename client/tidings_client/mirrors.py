@@ -43,7 +43,7 @@ def base_url(text: str) -> httpx.URL:
         url = httpx.URL(text)
     except (httpx.InvalidURL, ValueError, TypeError) as error:
         raise InputError(f"not a URL: {str(text)[:200]!r}", code="bad-url") from error
-    if url.scheme not in ("http", "https") or not url.host:
+    if not _is_web(url):
         raise InputError(
             f"not an http or https URL: {shown(url)[:200]!r} (like https://host/path/)",
             code="bad-url",
@@ -53,6 +53,11 @@ def base_url(text: str) -> httpx.URL:
             f"a repository's URL has no query or fragment: {shown(url)[:200]}", code="bad-url"
         )
     return url if url.path.endswith("/") else url.copy_with(raw_path=url.raw_path + b"/")
+
+
+def _is_web(url: httpx.URL) -> bool:
+    port = url.port  # None: the scheme's own
+    return url.scheme in ("http", "https") and url.host != "" and (port or 1) < 65_536
 
 
 def shown(url: httpx.URL) -> str:
@@ -70,7 +75,7 @@ def next_url(origin: httpx.URL, url: httpx.URL, location: str, mirror: Mirror) -
         found = url.join(location)
     except (httpx.InvalidURL, ValueError) as error:
         raise Failed(NetworkError(f"{mirror}: a broken redirect", code="redirect")) from error
-    if found.scheme not in ("http", "https") or not found.host:
+    if not _is_web(found):
         raise Failed(NetworkError(f"{mirror}: redirects to no web address", code="redirect"))
     if url.scheme == "https" and found.scheme == "http":
         raise Failed(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from support.servers import Misbehaving, Seen, Servers, free_port
+from support.system import require
 from tidings_chunkstore.errors import NetworkError, TidingsError, VerificationError
 from tidings_chunkstore.limits import LIMITS
 from tidings_chunkstore.places import PackName
@@ -529,3 +531,39 @@ def test_proxies_come_from_the_environment(
     with Remote([www.url], QUICK) as remote:
         assert remote.head().data == HEAD
     assert len(proxy.seen) == 1
+
+
+# -- TLS ------------------------------------------------------------------------------------------
+
+
+def test_tls(
+    www: Misbehaving, servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    command = [require("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command += ["-keyout", str(key), "-out", str(certificate), "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    subprocess.run(command, check=True, capture_output=True)
+    port = free_port()
+    site = servers.nginx(
+        www.root,
+        extra=f"listen 127.0.0.1:{port} ssl; ssl_certificate {certificate}; "
+        f"ssl_certificate_key {key};",
+    )
+    with Remote([f"https://127.0.0.1:{port}/"], QUICK) as remote:
+        assert code_of(remote.head) == "connect", "nobody vouches for this certificate"
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with Remote([f"https://127.0.0.1:{port}/"], QUICK) as remote:
+        assert remote.head().data == HEAD
+        fetch(remote)
+        log = site.requests()
+        assert sum(r.sent for r in log) == remote.bytes_received, "what HTTP read, inside TLS"
+        assert sum(r.received for r in log) == remote.bytes_sent
+    secure = servers.nginx(
+        tmp_path / "nothing",
+        extra=f"listen 127.0.0.1:{(other := free_port())} ssl; ssl_certificate {certificate}; "
+        f"ssl_certificate_key {key}; return 302 {site.url}$request_uri;",
+    )
+    assert secure.url
+    with Remote([f"https://127.0.0.1:{other}/"], QUICK) as remote:
+        assert code_of(remote.head) == "redirect", "never from https to http"
