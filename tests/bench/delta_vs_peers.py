@@ -90,10 +90,10 @@ def measure(
         key = f"{name} {first}>{second}"
         if key not in peers:
             with tempfile.TemporaryDirectory() as folder:
-                paths = [Path(folder) / part for part in ("old", "new", "out")]
-                paths[0].write_bytes(old)
-                paths[1].write_bytes(new)
-                peers[key] = peer_sizes(*paths, xml=".xml" in name)
+                before, after, out = (Path(folder) / part for part in ("old", "new", "out"))
+                before.write_bytes(old)
+                after.write_bytes(new)
+                peers[key] = peer_sizes(before, after, out, ".xml" in name)
         begun = time.monotonic()
         budget = delta.Budget(seconds=seconds)
         section = delta.make([(ContentId.of(old), old)], ContentId.of(new), new, budget=budget)

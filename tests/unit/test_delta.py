@@ -272,7 +272,7 @@ def test_operations_out_of_bounds(count: int, columns: list[int]) -> None:
 
 
 def zstd_frame(data: bytes) -> bytes:
-    options = {zstd.CompressionParameter.content_size_flag: 0}
+    options: dict[int, int] = {zstd.CompressionParameter.content_size_flag: 0}
     return zstd.compress(data, options=options)[6:]
 
 
