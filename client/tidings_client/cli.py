@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from tidings_chunkstore.errors import TidingsError, VerificationError
 
+from . import version
 from .exits import Exit, exit_of, help_text
 from .options import PATHS, Kind, Option, add, resolve, seconds
 from .progress import Reporter, cost_text, size_text, summary_text
@@ -176,11 +177,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The entry point. Returns the exit code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if list(words) == ["stage"]:  # what dnf's plugins run; people have no use for it
+        from .stage import main as stage
+
+        return stage()
     parser = build_parser()
     parsed = parser.parse_args(arguments)
     if parsed.version:
-        from .doctor import version
-
         print(f"tidings {version()}")
         return Exit.OK
     if parsed.command is None:
@@ -241,6 +245,24 @@ def _interruptible() -> Iterator[None]:
             signal.signal(each, handler)
 
 
+@contextlib.contextmanager
+def _without_its_command_line(package: str) -> Iterator[None]:
+    """Import *package*, in the block, without its ``_main``.
+
+    httpx tries to import one, and does without it where click and rich are missing. Where they are
+    not, they cost as much time as all else that a sync without news does.
+    """
+    name = f"{package}._main"
+    hidden = package not in sys.modules
+    if hidden:
+        sys.modules[name] = None  # type: ignore[assignment]  # how Python spells "not to be found"
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules[name]
+
+
 # -- sync ----------------------------------------------------------------------------------------
 
 
@@ -266,8 +288,10 @@ def _trust_settings(parsed: argparse.Namespace) -> TrustSettings:
 
 
 def _sync(parsed: argparse.Namespace, reporter: Reporter) -> int:
-    from .remote import Remote
     from .sync import SyncOptions, plan, sync
+
+    with _without_its_command_line("httpx"):
+        from .remote import Remote
 
     types = None
     if parsed.types is not None:
