@@ -59,6 +59,9 @@ ZSTD_PARAMETERS: tuple[Container[int], ...] = (
     range(LIMITS.content + 1),
 )
 
+#: Bytes below which libzstd takes a dictionary for none, and Python's modules refuse it.
+MIN_DICTIONARY = 8
+
 #: Python modules that carry a libzstd, in the order in which a search tries them.
 MODULES = ("compression.zstd", "backports.zstd", "pyzstd")
 
@@ -256,11 +259,16 @@ class _GzipProgram:
 class _ModuleZstd:
     """A libzstd compressor of a Python module (``compression.zstd``, ``pyzstd``)."""
 
-    __slots__ = ("_compressor", "_frame", "_pledge")
+    __slots__ = ("_compressor", "_error", "_frame", "_pledge")
 
     def __init__(
-        self, compressor: Any, frame: Callable[[Buffer], bytes], pledge: Callable[[int], None]
+        self,
+        module: Any,
+        compressor: Any,
+        frame: Callable[[Buffer], bytes],
+        pledge: Callable[[int], None],
     ) -> None:
+        self._error: type[Exception] = module.ZstdError
         self._compressor = compressor
         self._frame = frame
         self._pledge = pledge
@@ -274,7 +282,10 @@ class _ModuleZstd:
         return made
 
     def frame(self, data: Buffer) -> bytes:
-        return self._frame(data)
+        try:
+            return self._frame(data)
+        except self._error as error:  # a dictionary that is damaged inside shows only here
+            raise EngineError(f"libzstd refuses: {error}") from error
 
     def pledge(self, size: int) -> None:
         self._pledge(size)
@@ -291,19 +302,22 @@ def _module_maker(module: Any) -> ZstdMaker:
     def make(options: Mapping[int, int], dictionary: bytes | None) -> ZstdStream:
         # Loaded by value, as ZSTD_CCtx_loadDictionary does: a digested one compresses otherwise.
         loaded = None
-        if dictionary is not None:
+        if dictionary is not None and len(dictionary) >= MIN_DICTIONARY:
             raw = not dictionary.startswith(b"\x37\xa4\x30\xec")
-            loaded = module.ZstdDict(dictionary, is_raw=raw).as_undigested_dict
+            try:
+                loaded = module.ZstdDict(dictionary, is_raw=raw).as_undigested_dict
+            except ValueError as error:
+                raise EngineError(f"{module.__name__} refuses the dictionary: {error}") from error
         given = dict(options)
         if is_pyzstd:
             compressor = module.ZstdCompressor(given, loaded)
             # With room for all of the frame libzstd takes the content at once, as zchunk has it;
             # streamed, a content beyond the window wraps around and gives other bytes.
-            whole = module.RichMemZstdCompressor(given, loaded)
-            return _ModuleZstd(compressor, whole.compress, compressor._set_pledged_input_size)
+            whole = module.RichMemZstdCompressor(given, loaded).compress
+            return _ModuleZstd(module, compressor, whole, compressor._set_pledged_input_size)
         compressor = module.ZstdCompressor(options=given, zstd_dict=loaded)
         frame = functools.partial(_to_the_end, compressor)
-        return _ModuleZstd(compressor, frame, compressor.set_pledged_input_size)
+        return _ModuleZstd(module, compressor, frame, compressor.set_pledged_input_size)
 
     return make
 

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import BinaryIO, Final
 
-from .engines import LEVEL, STRATEGY, Buffer, ZstdMaker
-from .errors import FormatError
+from .engines import LEVEL, MIN_DICTIONARY, STRATEGY, Buffer, ZstdMaker
+from .errors import EngineError, FormatError
 from .limits import LIMITS, MIB
 from .wire import Reader, uvarints
 from .zstd import zstd
@@ -126,27 +126,28 @@ def side_count(params: tuple[int, ...]) -> int:
 
 
 def read_header(file: BinaryIO) -> Header:
-    """Read the header from *file*'s start; leaves its position where the data start.
+    """Read the header of *file*, from its start; leaves the position where the data start.
 
     Checks the header's own digest. Memory: the header and 16 bytes a chunk.
 
     Raises FormatError on damage, on what no known writer makes (streams, signatures, optional
     elements, no compression), and beyond the limits.
     """
+    file.seek(0)
     lead = file.read(len(MAGIC) + 20 + 64)
     reader = Reader(lead, "zchunk header")
     reader.expect(MAGIC)
     digest = _ci(reader, len(_DIGESTS) - 1)
     size = _ci(reader, _HEADER_MAX)
     name, digest_size = _DIGESTS[digest]
-    before = lead[: reader.position]
+    check = hashlib.new(name, lead[: reader.position], usedforsecurity=False)
     promised = bytes(reader.take(digest_size))
     start = reader.position
-    rest = lead[start : start + size]
-    rest += file.read(size - len(rest))
-    if hashlib.new(name, before + rest, usedforsecurity=False).digest()[:digest_size] != promised:
+    file.seek(start)
+    rest = file.read(size)
+    check.update(rest)
+    if check.digest()[:digest_size] != promised:
         raise FormatError("the zchunk header is damaged or truncated")
-    file.seek(start + size)
 
     reader = Reader(rest, "zchunk header")
     data_digest = bytes(reader.take(digest_size))
@@ -183,7 +184,7 @@ def read_header(file: BinaryIO) -> Header:
 def open_stream(published: BinaryIO, *, limit: int) -> Iterator[bytes]:
     """The content, in pieces of at most 1 MiB. Memory: the header, the dictionary, one window.
 
-    *published* must be seekable and stand at the file's start. Raises FormatError on damage,
+    *published* must be seekable; it is read from its start. Raises FormatError on damage,
     truncation, trailing bytes, and where the header promises more than *limit* bytes.
     """
     header = read_header(published)
@@ -239,12 +240,14 @@ def _open_chunk(
 
 
 def _load(dictionary: bytes) -> zstd.ZstdDict | None:
-    if not dictionary:
+    if len(dictionary) < MIN_DICTIONARY:
         return None
     try:
-        return zstd.ZstdDict(dictionary, is_raw=not dictionary.startswith(_DICT_MAGIC))
-    except ValueError as error:
+        loaded = zstd.ZstdDict(dictionary, is_raw=not dictionary.startswith(_DICT_MAGIC))
+        zstd.ZstdDecompressor(zstd_dict=loaded)  # a dictionary damaged inside shows only here
+    except (ValueError, zstd.ZstdError) as error:
         raise FormatError(f"a bad zchunk dictionary: {error}") from error
+    return loaded
 
 
 def _ci(reader: Reader, maximum: int = (1 << 56) - 1) -> int:
@@ -277,7 +280,8 @@ def build(how: Rebuild, content: Iterable[Buffer], maker: ZstdMaker) -> Iterator
     Memory: the largest chunk (32 MiB at most) twice, libzstd's own, 16 MiB of stored chunks,
     and 80 bytes a chunk; stored bytes beyond that lie in an unnamed temporary file.
 
-    Raises FormatError when *content* does not have the lengths, EngineError from libzstd.
+    Raises FormatError when *content* does not have the lengths, EngineError when libzstd refuses
+    the dictionary.
     """
     with tempfile.SpooledTemporaryFile(max_size=_SPOOL) as spool:
         writer = _HeaderWriter(how)
@@ -426,9 +430,17 @@ def find(
     settings = list(_LIKELY + _RARE) if header.is_compressed else [(0, 0)]
     if hint is not None:
         settings.sort(key=lambda row: row != hint[1][:2])
+    every = [list(tier) for tier in tiers]
+    if hint is not None:
+        # A whole success of yesterday's engine needs no look at the others.
+        level, strategy = hint[1][:2]
+        how = replace(base, level=level, strategy=strategy)
+        before = [row for tier in every for row in tier if row[0] == hint[0]]
+        if header.is_compressed == (level > 0) and (best := _best(how, before, files, 1)):
+            return best
     for level, strategy in settings:
         how = replace(base, level=level, strategy=strategy)
-        for tier in tiers:
+        for tier in every:
             engines = sorted(tier, key=lambda row: hint is None or row[0] != hint[0])
             best = _best(how, engines, files, len(published) // 10)
             if best is not None:
@@ -441,9 +453,11 @@ def _best(
 ) -> tuple[str, Rebuild] | None:
     best = None
     for name, maker in engines:
-        if not files.sample_fits(how, maker):
-            continue
-        carried = files.carried(how, maker, bearable)
+        try:
+            fits = files.sample_fits(how, maker)
+            carried = files.carried(how, maker, bearable) if fits else None
+        except EngineError:
+            continue  # a dictionary that this engine refuses
         if carried is not None:
             best = name, replace(how, carried=carried)
             if not carried:

@@ -207,6 +207,35 @@ def test_an_engine_that_is_missing() -> None:
         Recipe.from_json({**wire, "e": "zlib"})
 
 
+@pytest.mark.parametrize("name", list(engine_table.zstd_makers()))
+def test_dictionaries_that_libzstd_refuses_or_ignores(name: str) -> None:
+    content = text(5)
+    maker = engine_table.zstd_makers()[name][1]
+    garbage = b"\x37\xa4\x30\xec" + b"garbage" * 40
+    refused = how(content, dictionary=garbage, lengths=lengths(content, garbage))
+    with pytest.raises(EngineError):
+        b"".join(zck.build(refused, [content], maker))
+    tiny = how(content, dictionary=b"abc", lengths=lengths(content, b"abc"))
+    published = b"".join(zck.build(tiny, [content], maker))
+    assert opened(published) == content
+    found = find(published, content, Codec.ZCK)
+    assert found is not None
+    assert rebuilt(found, content) == published
+
+
+def test_a_published_dictionary_that_libzstd_refuses() -> None:
+    content = text(5)
+    plain = how(content)
+    garbage = b"\x37\xa4\x30\xec" + b"garbage" * 40
+    stored = MAKER({100: 9, 107: 7}, None).frame(garbage)
+    chunks = {n: data for n, _, data in zck._chunks(plain, zck._Source([content]).take, MAKER)}
+    changes = {"dictionary": garbage, "lengths": lengths(content, garbage)}
+    published = build(how(content, carried={**chunks, 0: stored}, **changes), content)
+    assert find(published, content, Codec.ZCK) is None
+    with pytest.raises(FormatError):
+        opened(published)
+
+
 def test_stored_bytes_beyond_the_spool_go_to_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zck, "_SPOOL", 1000)
     content = text()
