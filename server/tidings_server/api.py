@@ -12,18 +12,20 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, ParamSpec, TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
-from tidings_chunkstore.errors import FormatError, StoreError
+from tidings_chunkstore.errors import FormatError, StoreError, TidingsError
 from tidings_chunkstore.limits import MIB
 from tidings_chunkstore.places import PackName
 
 from . import frames
-from .objects import Entry, Objects, pread, reopen
+from .bundles import RETRY_AFTER, Bundles, Busy, NotRetained, Wanted, chosen_tracks
+from .objects import Entry, Objects, Receive, Scope, Send, pread, reopen
 from .settings import Settings
 from .site import Repository, Site, Target
 
@@ -53,6 +55,7 @@ class Shared:
     site: Site
     objects: Objects
     pool: ThreadPoolExecutor
+    bundles: Bundles | None = None
 
     async def thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run *call* in a thread."""
@@ -141,6 +144,64 @@ async def post_frames(request: Request, repository: Here, mirror: Mirror) -> Res
         data = await mirror.thread(lambda: b"".join(pieces))
         return Response(data, headers=headers, media_type=kind)
     return StreamingResponse(_blocks(mirror, pieces), headers=headers, media_type=kind)
+
+
+@router.get(
+    "/{repository:path}/tidings/delta/{older}/{newer}",
+    summary="Direct deltas to the current snapshot from a retained one",
+    response_class=Response,
+    responses={
+        200: {"content": {"application/octet-stream": {}}, "description": "a bundle"},
+        404: {"description": "not retained, or not current any more: read the head again"},
+        503: {"description": "too many in the making"},
+    },
+    openapi_extra={
+        "parameters": [
+            {"name": "repository", "in": "path", "required": True, "schema": {"type": "string"}}
+        ],
+    },
+)
+@router.get("/tidings/delta/{older}/{newer}", include_in_schema=False)
+@router.head("/{repository:path}/tidings/delta/{older}/{newer}", include_in_schema=False)
+async def get_delta(
+    older: str, newer: str, repository: Here, mirror: Mirror, tracks: str | None = None
+) -> Response:
+    """Snapshots are named by their packs, without the suffix; *tracks* is comma-separated."""
+    if mirror.bundles is None:
+        raise Refused(404, "no-bundles", "this server makes no bundles")
+    try:
+        packs = PackName.parse(f"{older}.pack"), PackName.parse(f"{newer}.pack")
+        head = await mirror.thread(repository.head)
+    except (FormatError, StoreError) as error:
+        raise Refused(404, "not-retained", str(error)) from error
+    retained = {state.pack for state in head.states[:-1]}
+    if packs[0] not in retained or packs[1] != head.current.pack:
+        raise Refused(404, "not-retained", "not retained, or not current any more")
+    asked = None if tracks is None else tracks.split(",")
+    chosen = chosen_tracks([content.track for content in head.contents], asked)
+    wanted = Wanted(repository.folder, head.repo, *packs, chosen)
+    try:
+        path = await mirror.bundles.get(wanted)
+    except Busy as error:
+        raise Refused(503, error.code, str(error), retry_after=str(RETRY_AFTER)) from error
+    except NotRetained as error:
+        raise Refused(404, error.code, str(error)) from error
+    except TidingsError as error:
+        raise Refused(500, error.code, "the bundle was not made") from error
+    return _Kept(mirror.objects, path)
+
+
+class _Kept(Response):
+    """A file of the cache, answered as any immutable object is."""
+
+    def __init__(self, objects: Objects, path: Path) -> None:
+        super().__init__()
+        self._objects = objects
+        self._path = path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        await self._objects.send_kept(self._path, scope, receive, send)
 
 
 def _pieces(batch: frames.Batch, entries: dict[PackName, Entry]) -> Iterator[bytes]:

@@ -16,8 +16,9 @@ from starlette.exceptions import HTTPException
 
 from . import logs
 from .api import Refused, Shared, router
+from .bundles import Bundles, default_folder
 from .objects import Message, Objects, Receive, Scope, Send, plain
-from .settings import Settings
+from .settings import ServeSettings, Settings
 from .site import FEATURES, Site, split_path, target_of
 
 _DESCRIPTION = """
@@ -33,9 +34,9 @@ OWN_BELOW = "/api/"
 Observer = Callable[[str, str, int, int, float], None]
 
 
-def features(settings: Settings) -> dict[str, int]:
+def features(bundles: Bundles | None) -> dict[str, int]:
     """What the heads of this server promise."""
-    return {"frames": 1}
+    return {"frames": 1} if bundles is None else {"frames": 1, "delta": 1}
 
 
 def make_app(settings: Settings) -> Front:
@@ -43,16 +44,27 @@ def make_app(settings: Settings) -> Front:
     pool = ThreadPoolExecutor(
         max_workers=min(32, 4 + 4 * (os.cpu_count() or 1)), thread_name_prefix="tidings"
     )
+    bundles = _bundles(settings.serve)
     site = Site(settings.serve, settings.repos)
-    objects = Objects(site, pool, memory=settings.serve.memory, features=features(settings))
-    shared = Shared(settings, site, objects, pool)
+    objects = Objects(site, pool, memory=settings.serve.memory, features=features(bundles))
+    shared = Shared(settings, site, objects, pool, bundles)
     return Front(_api(shared), objects, observers=[], access_log=settings.serve.access_log)
+
+
+def _bundles(wanted: ServeSettings) -> Bundles | None:
+    folder = wanted.cache or default_folder()
+    if folder is None or not wanted.bundle_queue:
+        return None
+    at_once = max(1, (os.cpu_count() or 1) // 2)
+    return Bundles(folder, most=wanted.cache_size, queue=wanted.bundle_queue, at_once=at_once)
 
 
 def _api(shared: Shared) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        if shared.bundles is not None:
+            await shared.bundles.close()
         shared.pool.shutdown(wait=False, cancel_futures=True)
 
     api = FastAPI(

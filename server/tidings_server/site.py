@@ -32,7 +32,7 @@ _REPOSITORIES = 1024  # kept with their heads and tables of contents
 #: What lies below a repository's ``tidings/`` besides objects; each is a route of ``api``.
 FEATURES = frozenset({"frames", "delta", "reconcile", "casync"})
 
-Signature = tuple[int, int, int, int, int]
+Signature = tuple[int, ...]
 
 
 def signature(found: os.stat_result) -> Signature:

@@ -1,0 +1,217 @@
+"""Delta bundles on request: made once however many ask, in a process of its own, kept on disk.
+
+A bundle's name in the cache follows from the repository, the two packs and the tracks, all of
+which are named by hashes: what is kept never goes stale, and any number of server processes may
+share a folder. Making takes seconds of a processor, so a few are made at a time and a bounded
+number wait; who comes then is told to come again, and walks the edges in the packs meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tidings_chunkstore.backends.local import explain
+from tidings_chunkstore.errors import TidingsError, UnsettledError
+from tidings_chunkstore.places import PackName
+
+log = logging.getLogger("tidings.bundles")
+
+RETRY_AFTER = 10  #: seconds, told to who was sent away
+_PATIENCE = 25.0  # seconds a request waits for its bundle; the making goes on
+_LONGEST = 300.0  # seconds one making may take
+_SUFFIX = ".tdb"
+#: Exit code of the maker for "not retained"; anything else but 0 is a failure.
+NOT_RETAINED = 44
+
+
+class Busy(UnsettledError):
+    """Too many are in the making, or this one is not ready yet."""
+
+    code = "busy"
+
+
+class NotRetained(TidingsError):
+    """One of the two snapshots is not in the store any more."""
+
+    code = "not-retained"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A bundle: the store's folder, the repository's identity, the two packs, and the tracks."""
+
+    store: Path
+    repo: bytes
+    older: PackName
+    newer: PackName
+    tracks: tuple[str, ...] | None  #: None: all of them
+
+    @property
+    def name(self) -> str:
+        """Its file in the cache."""
+        key = [self.repo.hex(), str(self.older), str(self.newer), self.tracks]
+        return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:40] + _SUFFIX
+
+
+class Bundles:
+    """The bundles of one server process. *most* bytes are kept in *folder*; *queue* may wait."""
+
+    def __init__(self, folder: Path, *, most: int, queue: int, at_once: int = 1) -> None:
+        self._folder = folder
+        self._most = most
+        self._queue = queue
+        self._slots = asyncio.Semaphore(at_once)
+        self._making: dict[str, asyncio.Task[Path]] = {}
+
+    async def get(self, wanted: Wanted) -> Path:
+        """The file of a bundle.
+
+        Raises Busy, NotRetained, LocalError, and TidingsError when making it failed.
+        """
+        path = self._folder / wanted.name
+        if await asyncio.to_thread(_touch, path):
+            return path
+        task = self._making.get(wanted.name)
+        if task is None:
+            if len(self._making) >= self._queue:
+                raise Busy(f"{len(self._making)} bundles are in the making")
+            task = asyncio.ensure_future(self._make(wanted, path))
+            self._making[wanted.name] = task
+            task.add_done_callback(lambda done: self._done(wanted.name, done))
+        try:
+            return await asyncio.wait_for(asyncio.shield(task), _PATIENCE)
+        except TimeoutError as error:
+            raise Busy("the bundle is in the making") from error
+
+    async def close(self) -> None:
+        """Stop what is under way."""
+        tasks = list(self._making.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _done(self, name: str, task: asyncio.Task[Path]) -> None:
+        self._making.pop(name, None)
+        # Whoever waited has got the error; with nobody waiting it is told here.
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, NotRetained):
+            log.error("a bundle was not made: %s", error)
+
+    async def _make(self, wanted: Wanted, path: Path) -> Path:
+        async with self._slots:
+            await asyncio.to_thread(self._prepare)
+            await self._run(wanted, path)
+            await asyncio.to_thread(self._prune, path.name)
+        return path
+
+    async def _run(self, wanted: Wanted, out: Path) -> None:
+        """Make a bundle in a process of its own: its memory goes with it, and the loop is free."""
+        request = {
+            "store": str(wanted.store),
+            "older": str(wanted.older),
+            "newer": str(wanted.newer),
+            "tracks": wanted.tracks,
+            "out": str(out),
+        }
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-P", "-m", "tidings_server.bundle_worker"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )
+        try:
+            async with asyncio.timeout(_LONGEST):
+                _, said = await process.communicate(json.dumps(request).encode())
+        except TimeoutError as error:
+            raise TidingsError(f"it took more than {_LONGEST:.0f} s", code="slow") from error
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if process.returncode == NOT_RETAINED:
+            raise NotRetained(_last_line(said))
+        if process.returncode != 0:
+            raise TidingsError(_last_line(said) or f"exit code {process.returncode}")
+
+    def _prepare(self) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise explain(error, self._folder) from error
+
+    def _prune(self, newest: str) -> None:
+        """Delete the bundles used least recently, as far as the limit asks; never *newest*."""
+        found = []
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):  # another process prunes too
+                    status = entry.stat()
+                    if entry.name.endswith(_SUFFIX):
+                        found.append((status, entry))
+                    elif entry.name.startswith(".tmp-") and status.st_mtime < time.time() - 3600:
+                        os.unlink(entry.path)  # of a process that was killed
+        kept = sum(status.st_size for status, _ in found)
+        for status, entry in sorted(found, key=lambda item: item[0].st_atime_ns):
+            if kept <= self._most:
+                break
+            if entry.name != newest:
+                Path(entry.path).unlink(missing_ok=True)
+                kept -= status.st_size
+
+
+def chosen_tracks(known: Sequence[str], asked: Collection[str] | None) -> tuple[str, ...] | None:
+    """The tracks to bundle, in one order for all who ask the same; None for all of them."""
+    if asked is None or set(asked) >= set(known):
+        return None
+    return tuple(sorted(set(asked) & set(known)))
+
+
+def default_folder() -> Path | None:
+    """Where bundles are kept when the settings do not say; None when nothing can be written."""
+    for base in (os.environ.get("XDG_CACHE_HOME"), os.path.expanduser("~/.cache"), _temporary()):
+        if not base:
+            continue
+        wanted = Path(base, f"tidings-mirror-{os.getuid()}")
+        try:
+            wanted.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if os.access(wanted, os.W_OK) and wanted.stat().st_uid == os.getuid():
+                return wanted
+        except OSError:
+            continue  # a service without a home: the next one
+    return None
+
+
+def _temporary() -> str:
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError:  # what it raises when no folder can be written to
+        return ""
+
+
+def _touch(path: Path) -> bool:
+    """Whether the bundle is there; it then counts as used now."""
+    try:
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise explain(error, path) from error
+    return True
+
+
+def _last_line(said: bytes) -> str:
+    lines = said.decode(errors="replace").strip().splitlines()
+    return lines[-1][:300] if lines else ""
