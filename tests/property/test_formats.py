@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tidings_chunkstore import head, index, pack
 from tidings_chunkstore.chunker import ChunkerParams
 from tidings_chunkstore.errors import FormatError

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from support import repos
 from tidings_chunkstore import delta, head, publisher, recipe
 from tidings_chunkstore.backends import LocalBackend

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tidings_chunkstore.errors import FormatError
 from tidings_chunkstore.places import PackName
 from tidings_chunkstore.wire import Reader, uvarints
