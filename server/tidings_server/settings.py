@@ -224,15 +224,15 @@ def load(file: Path | None, environment: Mapping[str, str]) -> Settings:
         file = file or DEFAULT_FILE
         value = _read(file)
     tables = {name: _table(value.pop(name, {}), name, problems) for name in _CLASSES}
+    said: list[str] = []
     for name, table in tables.items():
-        _from_environment(name, table, environment, problems)
+        _from_environment(name, table, environment, said)
     repos = _repos(value.pop("repo", []), problems)
     known = [*_CLASSES, "repo"]
     for name in value:
         problems.append(_unknown(f"[{name}]", name, known))
-    if problems:
-        where = f"{file}: " if file else ""
-        raise ConfigError([where + problem for problem in problems])
+    if problems or said:
+        raise ConfigError([*(f"{file}: {problem}" for problem in problems), *said])
     return Settings(
         PublishSettings(**tables["publish"]), ServeSettings(**tables["serve"]), repos, file
     )

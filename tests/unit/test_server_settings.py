@@ -1,0 +1,152 @@
+"""Settings: one schema, the environment over the file, every mistake named."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from tidings_chunkstore.errors import LocalError
+from tidings_server import settings
+from tidings_server.settings import ConfigError, PublishSettings, RepoSettings, ServeSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load(tmp_path: Path, text: str, **environment: str) -> settings.Settings:
+    file = tmp_path / "mirror.toml"
+    file.write_text(text)
+    prefixed = {f"TIDINGS_MIRROR_{name}": value for name, value in environment.items()}
+    return settings.load(file, prefixed)
+
+
+def problems(tmp_path: Path, text: str, **environment: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text, **environment)
+    prefix = f"{tmp_path / 'mirror.toml'}: "
+    return [problem.removeprefix(prefix) for problem in caught.value.problems]
+
+
+def test_all_of_it(tmp_path: Path) -> None:
+    found = load(
+        tmp_path,
+        """
+        [publish]
+        keep = 7
+        follow = ["/srv/a", "/srv/b"]
+        [serve]
+        root = "/srv/mirror"
+        port = 8080
+        cache_size = "10G"
+        access_log = true
+        [[repo]]
+        path = "/fedora/43/"
+        root = "/srv/fedora"
+        layout = "rpm-md"
+        """,
+    )
+    assert found.publish.keep == 7
+    assert found.publish.follow == (Path("/srv/a"), Path("/srv/b"))
+    assert found.serve.cache_size == 10 << 30
+    assert found.serve.access_log is True
+    assert found.repos == (RepoSettings("fedora/43", Path("/srv/fedora"), layout="rpm-md"),)
+
+
+def test_the_environment_goes_over_the_file(tmp_path: Path) -> None:
+    text = '[publish]\nkeep = 7\n[serve]\nport = 80\nstore = "/a"'
+    environment = {"KEEP": "9", "SERVE_PORT": "0", "SERVE_ACCESS_LOG": "yes", "FOLLOW": "/x:/y"}
+    found = load(tmp_path, text, **environment)
+    assert (found.publish.keep, found.serve.port) == (9, 0)
+    assert found.serve.store == Path("/a")
+    assert found.serve.access_log is True
+    assert found.publish.follow == (Path("/x"), Path("/y"))
+
+
+def test_the_file_may_be_named_by_the_environment(tmp_path: Path) -> None:
+    file = tmp_path / "other.toml"
+    file.write_text("[publish]\nkeep = 3")
+    assert settings.load(None, {"TIDINGS_MIRROR_CONFIG": str(file)}).publish.keep == 3
+    with pytest.raises(LocalError):
+        settings.load(tmp_path / "none.toml", {})
+
+
+def test_each_mistake_has_its_line(tmp_path: Path) -> None:
+    found = problems(
+        tmp_path,
+        """
+        [publish]
+        kep = 3
+        keep_days = 0
+        layout = "yum"
+        [serve]
+        port = "eighty"
+        cache_size = "10X"
+        [server]
+        [[repo]]
+        path = "a/../b"
+        root = "/srv"
+        [[repo]]
+        path = "x"
+        """,
+        KEEP="none",
+    )
+    assert [problem.split(":")[0] for problem in found] == [
+        "[publish] kep",
+        "[publish] keep_days = 0",
+        "[publish] layout = 'yum'",
+        "[serve] port = 'eighty'",
+        "[serve] cache_size = '10X'",
+        "[[repo]] 'a/../b' path = 'a/../b'",
+        "[[repo]] 'x'",
+        "[server]",
+        "TIDINGS_MIRROR_KEEP='none'",
+    ]
+    assert found[0].endswith("is keep meant?")
+    assert found[-3].endswith("root is missing")
+    assert found[-2].endswith("is serve meant?")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("publish = 3", "repo = 3", "[repo]\nkeep = 3", "[[repo]]\nkeep = true", "=", "\0"),
+        '[[repo]]\npath="a"\nroot="/"\n[[repo]]\npath="a/"\nroot="/b"',
+        "[publish]\nkeep = 10000000000000000000000000",
+        "[publish]\nfollow = 3",
+        '[serve]\nhost = ""',
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str) -> None:
+    assert problems(tmp_path, text)
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "mirror.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError):
+        settings.load(tmp_path / "mirror.toml", {})
+
+
+def test_the_schema_is_the_classes() -> None:
+    for table, kind in (
+        ("publish", PublishSettings),
+        ("serve", ServeSettings),
+        ("repo", RepoSettings),
+    ):
+        assert set(settings.rows(table)) == {field.name for field in dataclasses.fields(kind)}
+
+
+def test_the_document_has_every_setting_and_no_other() -> None:
+    text = (ROOT / "docs" / "config.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    names = [(row.split("|")[1].strip(" `"), row.split("|")[2].strip(" `")) for row in rows]
+    expected = [
+        (f"{table}.{setting.name}", setting.environment or "")
+        for table in ("publish", "serve", "repo")
+        for setting in settings.rows(table).values()
+    ]
+    documented = dict(names)
+    for name, variable in expected:
+        shown = "" if name.startswith("repo.") else variable
+        assert documented.get(name) == shown, name
+    assert set(documented) == {name for name, _ in expected}
