@@ -61,7 +61,7 @@ def load_state(file: Path) -> dict[str, tuple[int, str]]:
 
 
 def second_tier(tree: Path, target: Path, work: Path) -> int | None:
-    """Bring *target* up to *tree* by rsync, as mirrors do: bytes on the wire; None without rsync."""
+    """Bring *target* up to *tree* by rsync, as mirrors do: bytes moved, or None without it."""
     if find("rsync") is None:
         return None
     target.mkdir(parents=True, exist_ok=True)

@@ -133,6 +133,8 @@ def replay(
     for name in names:
         title = next(c.title for c, _ in taking_part if c.name == name)
         notes += [f"{title}: {text}" for text in journal.notes.get(name, ())]
+    # One that could do nothing with these files costs a mirror nothing, which would look good.
+    did = names & {tool for tool, _, _ in journal.updates}
     order = {version.name: version.index for version in versions}
     return Results(
         history.resolve().name,
@@ -152,11 +154,7 @@ def replay(
         ),
         tuple(
             sorted(
-                (
-                    p
-                    for p in journal.publishes.values()
-                    if p.tool in names and p.version in measured
-                ),
+                (p for p in journal.publishes.values() if p.tool in did and p.version in measured),
                 key=lambda p: (list(TOOLS).index(p.tool), order[p.version]),
             )
         ),

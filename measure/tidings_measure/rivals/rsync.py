@@ -22,7 +22,7 @@ class Rsync(FileRival):
 
     name = "rsync"
     title = "rsync -z"
-    about = "rsync -z of the open file from a daemon, zlib level 9"
+    about = "rsync -z of the open file from a daemon, zstd level 19"
     programs = ("rsync",)
     version_of = ("rsync", "--version")
 
@@ -42,7 +42,7 @@ class Rsync(FileRival):
         target = self.place.client / "content"
         if old is not None:
             shutil.copyfile(self.opened(old).path, target)
-        options = ["-z", "--compress-choice=zlib", "--compress-level=9", "--no-whole-file"]
+        options = ["-z", "--compress-choice=zstd", "--compress-level=19", "--no-whole-file"]
         # -I: sizes and times must not decide; a real client knows that the file is new.
         source = f"{self.url}/{safe(file.track)}"
         return run(["rsync", "-I", *options, source, target], self.place.client), target
