@@ -198,8 +198,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(work: Callable[[], int], reporter: Reporter) -> int:
     """Run *work* and end every failure in one line and an exit code. Shared with tidings-mirror."""
+    struck: list[int] = []
     try:
-        with _interruptible():
+        with _interruptible(struck):
             return work()
     except BrokenPipeError:
         # Whoever read our output has gone: nothing is left to say, to anybody.
@@ -207,27 +208,40 @@ def run(work: Callable[[], int], reporter: Reporter) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.LOCAL
     except KeyboardInterrupt:
-        reporter.error(KeyboardInterrupt("interrupted; what was in place is in place"))
-        return Exit.INTERRUPTED
+        return _interrupted(reporter)
     except (TidingsError, OSError, MemoryError) as error:
+        if struck:
+            return _interrupted(reporter)
         reporter.error(error)
         code = exit_of(error)
         assert code is not None
         return code
     except Exception as error:  # noqa: BLE001 (a bug: programs get their event, people the trace)
+        if struck:  # Python 3.11 turns what is raised while a class is made into RuntimeError
+            return _interrupted(reporter)
         traceback.print_exc()
         reporter.error(RuntimeError(f"this is a bug in tidings: {type(error).__name__}: {error}"))
         return 1
 
 
+def _interrupted(reporter: Reporter) -> int:
+    reporter.error(KeyboardInterrupt("interrupted; what was in place is in place"))
+    return Exit.INTERRUPTED
+
+
+class _Interrupt(KeyboardInterrupt):
+    """A subclass, because Python kills itself in the end where it saw KeyboardInterrupt itself
+    leave an exec(), as dataclasses use it; then the exit code would not be ours.
+    """
+
+
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP as Ctrl-C; only the first one counts, so that clearing up can end."""
+def _interruptible(struck: list[int]) -> Iterator[None]:
+    """SIGTERM and SIGHUP as Ctrl-C. *struck* gets the signals that came."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        for each in signals:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
+        struck.append(number)
+        raise _Interrupt
 
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     try:

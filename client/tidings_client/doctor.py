@@ -14,6 +14,7 @@ from tidings_chunkstore.errors import FormatError, NetworkError, TidingsError
 from tidings_chunkstore.head import decode
 from tidings_chunkstore.recipe import engines
 
+from . import version
 from .remote import Remote, RemoteSettings
 
 OK = "ok"
@@ -100,11 +101,3 @@ def _mirror(url: str, settings: RemoteSettings | None) -> list[Check]:
         except NetworkError as error:
             checks.append(Check(f"{url} ranges", FAILED, str(error)))
     return checks
-
-
-def version() -> str:
-    """The installed release."""
-    try:
-        return metadata.version("tidings")
-    except metadata.PackageNotFoundError:
-        return "0.1.0"  # run from a checkout

@@ -45,6 +45,8 @@ from .answers import (
 from .mirrors import Failed, Mirror, next_url, remember
 from .transport import NETWORK_ERRORS, TIMEOUTS, UNREACHABLE, Meter, Transport
 
+__all__ = ["HeadAnswer", "Remote", "RemoteSettings", "Wanted"]
+
 Check = Callable[[int, bytes], object]
 Sink = Callable[[bytes], object]
 T = TypeVar("T")

@@ -223,7 +223,7 @@ def test_an_interrupt_leaves_the_old_state(
     sent = time.monotonic()
     out, err = process.communicate(timeout=20)
     assert time.monotonic() - sent < 3
-    assert process.returncode == 130
+    assert process.returncode == 130, out + err
     assert json.loads(out.splitlines()[-1])["error"]["code"] == "interrupted"
     assert err == ""
     assert files(dest) == before
@@ -270,7 +270,16 @@ def test_no_news_cost_little_time(repo: Misbehaving, tmp_path: Path) -> None:
     ).stderr
     loaded = {line.rpartition("|")[2].strip() for line in modules.splitlines()}
     assert "tidings_client.sync" in loaded
-    heavy = {"fastcdc", "blake3", "backports.zstd", "pyzstd", "numpy", "fastapi", "pydantic"}
+    heavy = {
+        "fastcdc",
+        "blake3",
+        "backports.zstd",
+        "pyzstd",
+        "numpy",
+        "fastapi",
+        "pydantic",
+        "rich",
+    }
     ours = {"update", "chunkroute", "plan", "assemble", "stock", "verify", "doctor"}
     assert not loaded & (heavy | {f"tidings_client.{name}" for name in ours})
     assert not loaded & {"tidings_chunkstore.layout", "tidings_chunkstore.head"}

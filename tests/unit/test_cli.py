@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -98,7 +99,7 @@ def test_help_has_examples_and_all_exit_codes(
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out.startswith("tidings 0.")
+    assert capsys.readouterr().out.startswith("tidings 0")
 
 
 # -- exit codes -----------------------------------------------------------------------------------
@@ -154,6 +155,21 @@ def test_a_bug_shows_its_trace_and_its_event(capsys: pytest.CaptureFixture[str])
     assert run(work, Reporter(as_json=True, out=out)) == 1
     assert json.loads(out.getvalue())["error"]["code"] == "bug"
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_interrupt_that_turned_into_another_error_is_one() -> None:
+    def work() -> int:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt as error:
+            raise RuntimeError("Error calling __set_name__") from error
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    err = io.StringIO()
+    assert run(work, Reporter(err=err)) == 130
+    assert err.getvalue().startswith("error: interrupted")
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 # -- what is said ---------------------------------------------------------------------------------
