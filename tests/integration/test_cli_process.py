@@ -17,6 +17,7 @@ from support import repos
 from support.servers import Misbehaving, Servers, free_port
 from tidings_chunkstore import publisher
 from tidings_chunkstore.backends import LocalBackend
+from tidings_client.cli import main
 
 COMMAND = [sys.executable, "-m", "tidings_client.cli"]
 
@@ -174,16 +175,24 @@ def test_verify_of_apt(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_a_code(
-    repo: Misbehaving, tmp_path: Path, arguments: list[str], code: int, word: str
+    repo: Misbehaving,
+    tmp_path: Path,
+    arguments: list[str],
+    code: int,
+    word: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
     names = {"U": repo.url, "D": str(tmp_path / "dest"), "F": str(tmp_path / "file")}
     arguments = [names.get(a, a) for a in arguments]
-    done = tidings(*arguments, "--json", code=code)
-    assert events(done)[-1]["error"]["code"] == word
-    done = tidings(*arguments, code=code)
-    assert done.stdout == ""
-    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert main([*arguments, "--json"]) == code
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (last["type"], last["error"]["code"]) == ("error", word)
+    assert main(arguments) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in err
     assert not (tmp_path / "dest" / "repodata").exists()
 
 
