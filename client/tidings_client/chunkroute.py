@@ -53,7 +53,7 @@ class ChunkRoute:
         spans = [*self._missing, *self._wanted]
         if batched:
             return Price(sum(span.length for span in spans), 1 if spans else 0)
-        ranges = merge(spans, costs.request)
+        ranges = merge(spans, costs.gap)
         return Price(sum(span.length for span in ranges), len(ranges))
 
     def fetch(self, remote: Remote, costs: Costs, batched: bool) -> None:
@@ -94,7 +94,7 @@ class ChunkRoute:
             start = end
 
     def _fetch_ranges(self, remote: Remote, spans: Sequence[Span], costs: Costs) -> None:
-        ranges = merge(spans, costs.request)
+        ranges = merge(spans, costs.gap)
         inside = assign(ranges, spans)
 
         def check(i: int, data: bytes) -> None:

@@ -27,8 +27,10 @@ from tidings_chunkstore.recipe import Recipe
 SECTION_LIMIT = 16 * MIB
 #: Bytes of one merged range: several are in flight, each held in memory until it is checked.
 RANGE_LIMIT = 2 * MIB
-#: What new chunks cost of the published size, before the index is there to tell.
+#: What new chunks cost of the published size, before the index is there to tell, and the factor
+#: by which that guess must beat a delta whose price is known.
 CHUNKS_GUESS = 0.15
+DOUBT = 2.0
 #: What a bundle of direct deltas costs of the chain that it replaces.
 BUNDLE_GUESS = 0.75
 
@@ -46,7 +48,8 @@ class Route(enum.StrEnum):
 class Costs:
     """What else counts, in bytes."""
 
-    request: int = 2 * KIB  #: its headers, and the round trip at a few Mbit/s
+    request: int = 4 * KIB  #: its headers, and the round trip at a Mbit/s
+    gap: int = 2 * KIB  #: least bytes between two frames that make them two requests
     second: int = 16 * KIB  #: a second of rebuilding and recompression
 
 
@@ -299,7 +302,13 @@ class _Planner:
         forced = self.q.route
         if forced is not None:
             return ways.get(forced, ways[Route.FULL])
-        return min(ways.values(), key=lambda task: task.price.score(self.q.costs))
+
+        def score(task: Task) -> float:
+            # A guess must promise much to be taken before a way whose price is known.
+            doubt = DOUBT if Route.DELTA in ways and not task.price.exact else 1.0
+            return task.price.score(self.q.costs) * doubt
+
+        return min(ways.values(), key=score)
 
     def _work(self, files: Sequence[Wanted], track: str) -> float:
         size = self.sizes.get(track, 0)
@@ -343,7 +352,7 @@ class _Planner:
         batched = self.q.head is not None and self.q.head.features.get("frames") == 1
         price = Price(
             guess + (0 if index in self.q.cached else index.length),
-            1 + (1 if batched and "frames" not in self.q.bad else guess // 2048),
+            1 + (1 if batched and "frames" not in self.q.bad else max(4, guess // 2048)),
             work + 2 * self._pass(track),
             exact=False,
         )

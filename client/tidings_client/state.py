@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from tidings_chunkstore.errors import FormatError
 from tidings_chunkstore.fields import Fields, as_integer, as_text, parse_json
@@ -111,6 +112,23 @@ def decode(data: bytes) -> State:
         tuple(as_text(p, what) for p in value.items("complete", 2 * LIMITS.files)),
         _decode_seen(value.get("seen"), what),
     )
+
+
+class WorkFolder(Protocol):
+    """What ``tidy`` needs of a destination."""
+
+    def work_names(self) -> list[str]:
+        """What lies in the work folder."""
+
+    def work_remove(self, name: str) -> None:
+        """Remove a file of it."""
+
+
+def tidy(dest: WorkFolder) -> None:
+    """Leave nothing in the work folder but what the next run wants to know."""
+    for name in dest.work_names():
+        if name not in (STATE, HEAD):
+            dest.work_remove(name)
 
 
 def load(data: bytes | None) -> State:

@@ -193,6 +193,7 @@ def sync(options: SyncOptions, remote: Remote, progress: Progress | None = None)
         _may_use(dest, state, options)
         ask = Ask.of(dest, state, options, remote)
         if ask.unchanged(dest, state, options):
+            states.tidy(dest)  # a run may have been killed after its last word
             return _unchanged(state, remote, started)
         from .update import Update
 
@@ -236,7 +237,7 @@ class Ask:
         try:
             answer: HeadAnswer = remote.head(state.etag if known else None, known)
         except NetworkError as error:
-            if error.code in ("connect", "timeout", "connection", "denied", "redirect"):
+            if error.code in ("connect", "timeout", "denied", "closed"):
                 raise
             return cls(None, None, False, error.code)
         if answer.data is None:

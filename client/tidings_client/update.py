@@ -776,6 +776,9 @@ class Update:
         point leaves no file that nobody removes.
         """
         order = {path: i for i, path in enumerate(layout.mains())}
+        for path in order.keys() & self.got.done.keys():
+            if self.dest.read(path, LIMITS.main) == self._bytes_of(path):
+                self.got.in_place[path] = self.got.done.pop(path).sha256
         kept = [item.path for item in items if item.path not in self.got.absent]
         new = [path for path in kept if path in self.got.done]
         named = set(self.now.listing.by_path()) if self.now else set()
@@ -796,7 +799,7 @@ class Update:
         for path in gone:
             self.dest.remove(path)
         self._remember(listing, items, kept, frozenset(owned - set(gone) | set(kept)))
-        self._clean()
+        states.tidy(self.dest)
         return bool(new)
 
     def _install(self, paths: Sequence[str]) -> None:
@@ -895,11 +898,6 @@ class Update:
                 None,
             )
         )
-
-    def _clean(self) -> None:
-        for name in self.dest.work_names():
-            if name not in (states.STATE, states.HEAD):
-                self.dest.work_remove(name)
 
     # -- telling ---------------------------------------------------------------------------------
 
