@@ -13,9 +13,10 @@ import os
 import sys
 import time
 
-import dnf
 import dnf.exceptions
 import dnf.repo
+
+import dnf
 
 # The shared part lies beside this file in a checkout, and in libexec where packages put it.
 for _folder in ("/usr/libexec/tidings", os.path.dirname(os.path.realpath(__file__))):
@@ -106,7 +107,7 @@ def _begin(repo, conf, settings):
         memory.learn(url, reason)
     told = common.verdict(summary)
     if told is not None:
-        logger.log(told[0], "tidings: %s: %s", repo.id, told[1])
+        logger.log(getattr(logging, told[0]), "tidings: %s: %s", repo.id, told[1])
     if not summary.get("staged"):
         raise common.Quiet("nothing staged")
     return _Work(repo, strategy, live, scratch, bool(cached), memory, summary)
@@ -126,18 +127,8 @@ def _whom_to_ask(repo, settings, live):
     if repo.sslcacert:
         sent["cafile"] = repo.sslcacert
     if repo.proxy:
-        sent["proxy"] = "" if repo.proxy == "_none_" else _proxy(repo)
+        sent["proxy"] = common.proxy(repo.proxy, repo.proxy_username, repo.proxy_password)
     return urls, sent
-
-
-def _proxy(repo):
-    if not repo.proxy_username:
-        return repo.proxy
-    from urllib.parse import quote
-
-    scheme, _, rest = repo.proxy.rpartition("://")
-    user = quote(repo.proxy_username, "") + ":" + quote(repo.proxy_password or "", "")
-    return "{}://{}@{}".format(scheme or "http", user, rest)
 
 
 def _expired(repo, conf):

@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import fnmatch
 import json
-import logging
 import os
 import random
 import re
@@ -19,6 +18,7 @@ import signal
 import subprocess
 import tempfile
 import time
+import urllib.parse
 import xml.etree.ElementTree
 
 CONFIG = "/etc/dnf/plugins/tidings.conf"
@@ -258,6 +258,17 @@ def saved(repo_id, program, summary):
     }
 
 
+def proxy(url, user, password):
+    """dnf's proxy options as one URL; empty for ``_none_``, which is no proxy at all."""
+    if url == "_none_":
+        return ""
+    if not user:
+        return url
+    scheme, _, rest = url.rpartition("://")
+    secrets = urllib.parse.quote(user, "") + ":" + urllib.parse.quote(password or "", "")
+    return "{}://{}@{}".format(scheme or "http", secrets, rest)
+
+
 def without_secrets(url):
     """*url* without a user's name and password."""
     return re.sub(r"^(\w+://)[^/@]*@", r"\1", url)
@@ -303,9 +314,7 @@ def copy_fresh(source, target):
     """Copy a folder's plain files as new ones: no attributes, no times, no links."""
     os.mkdir(target)
     for name in sorted(os.listdir(source)):
-        with open(os.path.join(source, name), "rb") as reader:
-            with open(os.path.join(target, name), "xb") as writer:
-                shutil.copyfileobj(reader, writer, 1 << 20)
+        shutil.copyfile(os.path.join(source, name), os.path.join(target, name))
 
 
 def move_in(scratch, live, names=(REPODATA,)):
@@ -428,12 +437,13 @@ def _end(child):
 def verdict(summary):
     """The level and the text of the one log line about mirrors that gave nothing, or None."""
     texts = summary.get("texts") or {}
-    levels = {"refused": logging.WARNING, "hangs": logging.INFO, "local": logging.INFO}
+    levels = {"refused": "WARNING", "hangs": "INFO", "local": "INFO"}
     told = [
         (
-            levels.get(reason, logging.DEBUG),
-            "%s: %s" % (without_secrets(url), str(texts.get(url, reason))[:300]),
+            levels.get(reason, "DEBUG"),
+            f"{without_secrets(url)}: {str(texts.get(url, reason))[:300]}",
         )
         for url, reason in sorted((summary.get("tried") or {}).items())
     ]
-    return max(told) if told else None
+    order = ("DEBUG", "INFO", "WARNING")
+    return max(told, key=lambda each: order.index(each[0])) if told else None

@@ -479,8 +479,8 @@ class Rig:
         return [line for line in lines if "tidings: " in line]
 
 
-def folder_for(user: int | None) -> Iterator[Path]:
-    """A temporary folder that *user* can reach, too; removed afterwards."""
+def folder_for() -> Iterator[Path]:
+    """A temporary folder that other users can reach, too; removed afterwards."""
     import tempfile
 
     path = Path(tempfile.mkdtemp(prefix="tidings-dnf-"))
