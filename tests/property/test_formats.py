@@ -1,4 +1,4 @@
-"""Index, pack table of contents and head: what is written is what is read, and damage is noticed."""
+"""Index, pack and head: what is written is what is read, and damage is noticed."""
 
 from __future__ import annotations
 
