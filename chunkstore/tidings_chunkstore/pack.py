@@ -108,13 +108,17 @@ class Dictionary:
 
 @dataclass(frozen=True, slots=True)
 class Toc:
-    """A pack's table of contents. *previous* is the serial of the snapshot before, if any."""
+    """A pack's table of contents. *previous* is the serial of the snapshot before, if any.
+
+    *kept* are contents of older snapshots whose index gc moved here, out of a pack that goes.
+    """
 
     snapshot: Snapshot
     previous: int | None
     runs: tuple[FrameRun, ...]
     dictionaries: tuple[Dictionary, ...]
     edges: tuple[Edge, ...]
+    kept: tuple[Content, ...] = ()
 
 
 @dataclass(slots=True)
@@ -216,10 +220,19 @@ def _span_json(span: Span | None) -> object:
     return [name, span.offset, span.length]
 
 
+def _content_json(content: Content) -> dict[str, object]:
+    return {
+        "track": content.track,
+        "id": content.id.hex(),
+        "size": content.size,
+        "index": _span_json(content.index),
+    }
+
+
 def encode_toc(toc: Toc) -> bytes:
     """A uvarint length, that many bytes of JSON, then the frame rows."""
     snapshot = toc.snapshot
-    value = {
+    value: dict[str, object] = {
         "v": 1,
         "repo": snapshot.repo.hex(),
         "serial": snapshot.serial,
@@ -239,14 +252,13 @@ def encode_toc(toc: Toc) -> bytes:
             }
             for f in snapshot.files
         ],
-        "contents": [
-            {"track": c.track, "id": c.id.hex(), "size": c.size, "index": _span_json(c.index)}
-            for c in snapshot.contents
-        ],
+        "contents": [_content_json(c) for c in snapshot.contents],
         "runs": [[r.offset, len(r.rows), _span_json(r.dictionary)] for r in toc.runs],
         "dictionaries": [[d.offset, d.length, d.checksum.hex()] for d in toc.dictionaries],
         "edges": [[e.track, e.base, list(e.uses), e.offset, e.length] for e in toc.edges],
     }
+    if toc.kept:
+        value["kept"] = [_content_json(c) for c in toc.kept]
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
     out = bytearray()
     put_uvarint(out, len(text))
@@ -292,17 +304,10 @@ def decode_toc(data: bytes, own: PackName) -> Toc:
                 None if recipe is None else Recipe.from_json(recipe),
             )
         )
-    contents = []
-    for item in value.items("contents", 2 * LIMITS.files):
-        entry = Fields(item, what)
-        contents.append(
-            Content(
-                entry.text("track"),
-                ContentId.from_hex(entry.text("id")),
-                entry.integer("size", LIMITS.content),
-                _as_span(entry.get("index"), own, what),
-            )
-        )
+    contents = _contents(value.items("contents", 2 * LIMITS.files), own, what)
+    kept: tuple[Content, ...] = ()
+    if value.get("kept") is not None:
+        kept = _contents(value.items("kept", 64 * LIMITS.files), own, what)
     try:
         repo = bytes.fromhex(value.text("repo"))
     except ValueError as error:
@@ -317,7 +322,7 @@ def decode_toc(data: bytes, own: PackName) -> Toc:
         value.text("main"),
         value.integer("timestamp"),
         tuple(files),
-        tuple(contents),
+        contents,
     )
 
     runs = []
@@ -360,7 +365,23 @@ def decode_toc(data: bytes, own: PackName) -> Toc:
         tuple(runs),
         tuple(dictionaries),
         tuple(_edges(value.items("edges", 64 * LIMITS.files), what)),
+        kept,
     )
+
+
+def _contents(items: list[object], own: PackName, what: str) -> tuple[Content, ...]:
+    contents = []
+    for item in items:
+        entry = Fields(item, what)
+        contents.append(
+            Content(
+                entry.text("track"),
+                ContentId.from_hex(entry.text("id")),
+                entry.integer("size", LIMITS.content),
+                _as_span(entry.get("index"), own, what),
+            )
+        )
+    return tuple(contents)
 
 
 def _edges(items: list[object], what: str) -> Iterator[Edge]:

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import head, packing
+from . import condemned, head, packing, reach
 from . import recipe as recipes
 from .backends.base import HEAD_NAME
 from .backends.local import LocalBackend
@@ -155,7 +155,7 @@ class _Publish:
         before_bytes = self.store.read_head_bytes()
         before = None if self.options.rebuild else self._before(before_bytes)
         removed = self._sweep(before)
-        names = self.store.pack_names() if before else []
+        names = self._usable(before) if before else []
         tocs = self.store.tocs(names)
         last = next((t for n, t in tocs if before and n == before.current.pack), None)
         if before and last is None:
@@ -167,12 +167,14 @@ class _Publish:
         sources = self._sources()
         if last and _same(last.snapshot, sources):
             assert before is not None
+            if before_bytes is None:  # stopped between pack and head, or the head was lost
+                self.backend.swap_head(head.encode(before), None)
             return Report(
                 False, before.serial, len(before.states), self._seconds(), removed=removed
             )
         self._located = self.store.locate(tocs)
         serial = self._next_serial(before, before_bytes)
-        packer = packing.Packer(serial, _known(tocs))
+        packer = packing.Packer(serial, self._known(before, tocs))
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
             for source in sources:
                 self._take(source, last, before, tocs, packer, pool)
@@ -214,7 +216,7 @@ class _Publish:
     def _before(self, data: bytes | None) -> head.Head | None:
         """The head to build on: the one in place, or one rebuilt where it is gone."""
         if data is None:
-            return self.store.rebuild_head()
+            return reach.rebuild(self.store, condemned.read(self.backend))
         try:
             return head.decode(data)
         except FormatError as error:
@@ -232,6 +234,48 @@ class _Publish:
                     self.backend.delete(str(name))
                     removed.append(str(name))
         return tuple(removed)
+
+    def _usable(self, before: head.Head) -> list[PackName]:
+        """The packs to build on: not those that gc has condemned, which are soon gone."""
+        named = {state.pack for state in before.states}
+        doomed = condemned.read(self.backend).keys() - named
+        return [name for name in self.store.pack_names() if name not in doomed]
+
+    def _known(
+        self, before: head.Head | None, tocs: Sequence[tuple[PackName, Toc]]
+    ) -> dict[ChunkId, tuple[Span, Span | None]]:
+        """The chunks that the packs hold, each with the dictionary that opens its frame.
+
+        After gc a dictionary may have gone, or lie elsewhere: the current indexes know where. A
+        frame whose dictionary nobody knows is as good as gone.
+        """
+        there = {name for name, _ in tocs}
+        moved: dict[Span, Span | None] | None = None
+        known: dict[ChunkId, tuple[Span, Span | None]] = {}
+        for name, toc in tocs:
+            for run in toc.runs:
+                dictionary = run.dictionary.within(name) if run.dictionary else None
+                gone = dictionary is not None and dictionary.pack not in there
+                if gone and moved is None:
+                    moved = self._dictionaries(before)
+                offset = run.offset
+                for chunk, _, length in run.rows:
+                    span = Span(name, offset, length)
+                    offset += length
+                    if not gone:
+                        known[chunk] = (span, dictionary)
+                    elif moved and span in moved:
+                        known[chunk] = (span, moved[span])
+        return known
+
+    def _dictionaries(self, before: head.Head | None) -> dict[Span, Span | None]:
+        """By frame: the dictionary that opens it, as the current indexes say."""
+        places = {c.index for c in before.contents if c.index} if before else set()
+        return {
+            frame.span: frame.dictionary
+            for place in places
+            for frame in self.store.read_index(place).frames
+        }
 
     def _next_serial(self, before: head.Head | None, data: bytes | None) -> int:
         """One above everything ever seen here: a serial is never used twice."""
@@ -386,14 +430,16 @@ class _Publish:
 
     def _pinned(self, track: str, tocs: Sequence[tuple[PackName, Toc]]) -> packing.Pinned | None:
         """What the newest index of the track settled, if there is one."""
+        there = {name for name, _ in tocs}
         for name, toc in reversed(tocs):
             old = toc.snapshot.content(track)
-            if old is not None and old.index is not None:
-                chunk_list = self.store.read_index(old.index.within(name))
-                used = next(
-                    (f.dictionary for f in reversed(chunk_list.frames) if f.dictionary), None
-                )
-                return packing.Pinned(chunk_list.params, used, self.store.read_dictionary(used))
+            place = old.index.within(name) if old is not None and old.index else None
+            if place is None or place.pack not in there:
+                continue  # stored by a delta, or gone with its pack
+            chunk_list = self.store.read_index(place)
+            dictionaries = (f.dictionary for f in reversed(chunk_list.frames) if f.dictionary)
+            used = next((span for span in dictionaries if span.pack in there), None)
+            return packing.Pinned(chunk_list.params, used, self.store.read_dictionary(used))
         return None
 
     def _base(self, serial: int, content: ContentId) -> packing.Base:
@@ -429,20 +475,6 @@ class _Publish:
 
 def _same(old: Snapshot, sources: Sequence[_Source]) -> bool:
     return {(f.path, f.sha256) for f in old.files} == {(s.file.path, s.id) for s in sources}
-
-
-def _known(
-    tocs: Sequence[tuple[PackName, Toc]],
-) -> dict[ChunkId, tuple[Span, Span | None]]:
-    known: dict[ChunkId, tuple[Span, Span | None]] = {}
-    for name, toc in tocs:
-        for run in toc.runs:
-            dictionary = run.dictionary.within(name) if run.dictionary else None
-            offset = run.offset
-            for chunk, _, length in run.rows:
-                known[chunk] = (Span(name, offset, length), dictionary)
-                offset += length
-    return known
 
 
 def _read(path: Path, size: int, expected: FileId) -> bytes:

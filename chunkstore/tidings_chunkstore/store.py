@@ -108,7 +108,7 @@ class Store:
         snapshots = {toc.snapshot.serial: toc.snapshot for _, toc in tocs}
         for name, toc in tocs:
             contents = {c.track: c for c in toc.snapshot.contents}
-            for content in contents.values():
+            for content in (*toc.kept, *contents.values()):
                 if content.index is not None:
                     place = content.index.within(name)
                     found[content.id] = Stored(content.id, content.size, place)
