@@ -30,10 +30,12 @@ class Limits:
     delta_prefix: int = 32 * MIB  #: zstd prefix of one delta
     delta_window_log: int = 27  #: zstd window of one delta, log2
     delta_bases: int = 16  #: bases of one delta
-    reconcile_content: int = 512 * MIB  #: a content that a server makes reconcile deltas of
+    reconcile_content: int = 256 * MIB  #: a content that a server makes reconcile deltas of
     reconcile_request: int = 1 * MIB  #: body of a reconcile request
     reconcile_answer: int = 32 * MIB  #: answers of the reconcile routes
     reconcile_tracks: int = 64  #: tracks in one reconcile request
+    reconcile_at_once: int = 2  #: reconcile requests of one client at a time
+    reconcile_seconds: int = 60  #: processor time of one reconcile answer, in seconds
     recipe_header: int = 4 * KIB  #: header bytes a recipe keeps
     side_contents: int = 4  #: side contents of one recipe
 

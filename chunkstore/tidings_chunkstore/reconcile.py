@@ -190,7 +190,7 @@ def decode_list(data: delta.Buffer) -> CoarseList:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """*count* chunks of the list from number *start* on, then *fine* pieces that are asked about."""
+    """*count* chunks of the list from *start* on, then *fine* pieces that are asked about."""
 
     start: int
     count: int

@@ -54,6 +54,7 @@ T = TypeVar("T")
 FOLDER = "tidings/"
 _HEAD = FOLDER + "head.json"
 _FRAMES = FOLDER + "frames"
+_RECONCILE = FOLDER + "reconcile/"
 _FRESH = ("Cache-Control", "no-cache")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
@@ -242,6 +243,25 @@ class Remote:
                 return b"".join(bounded(answer, BATCH_BYTES, mirror, path))
 
         return self._anywhere(path, attempt, BATCH_BYTES, home=True, patient=True)
+
+    def reconcile(
+        self, snapshot: PackName, tracks: Iterable[str] = (), *, body: bytes | None = None
+    ) -> bytes:
+        """The lists of *tracks* in a snapshot, or with a *body* the answer to that request.
+
+        See docs/protocol.md, "Reconcile".
+        """
+        path = _RECONCILE + _stem(snapshot)
+        query = ",".join(quote(track, safe="") for track in sorted(tracks))
+        method = "GET" if body is None else "POST"
+        limit = LIMITS.reconcile_answer
+
+        def attempt(mirror: Mirror, fresh: bool) -> bytes:
+            with self._send(mirror, path, [], method=method, content=body, query=query) as answer:
+                expect(answer, 200, mirror, path)
+                return b"".join(bounded(answer, limit, mirror, path))
+
+        return self._anywhere(path, attempt, limit, home=True, patient=True)
 
     def file(
         self,

@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from . import logs
+from . import logs, reconcile
 from .api import Refused, Shared, router
 from .bundles import Bundles, default_folder
 from .objects import Message, Objects, Receive, Scope, Send, plain
@@ -34,9 +34,14 @@ OWN_BELOW = "/api/"
 Observer = Callable[[str, str, int, int, float], None]
 
 
-def features(bundles: Bundles | None) -> dict[str, int]:
+def features(bundles: Bundles | None, reconciles: bool = False) -> dict[str, int]:
     """What the heads of this server promise."""
-    return {"frames": 1} if bundles is None else {"frames": 1, "delta": 1}
+    promised = {"frames": 1}
+    if bundles is not None:
+        promised["delta"] = 1
+        if reconciles:
+            promised["reconcile"] = 1
+    return promised
 
 
 def make_app(settings: Settings) -> Front:
@@ -46,7 +51,8 @@ def make_app(settings: Settings) -> Front:
     )
     bundles = _bundles(settings.serve)
     site = Site(settings.serve, settings.repos)
-    objects = Objects(site, pool, memory=settings.serve.memory, features=features(bundles))
+    promised = features(bundles, settings.serve.reconcile)
+    objects = Objects(site, pool, memory=settings.serve.memory, features=promised)
     shared = Shared(settings, site, objects, pool, bundles)
     return Front(_api(shared), objects, observers=[], access_log=settings.serve.access_log)
 
@@ -77,6 +83,8 @@ def _api(shared: Shared) -> FastAPI:
     )
     api.state.shared = shared
     api.include_router(router)
+    if shared.bundles is not None and shared.settings.serve.reconcile:
+        api.include_router(reconcile.make_router(reconcile.Reconciler(shared.bundles)))
     api.add_exception_handler(Refused, _refused)
     api.add_exception_handler(HTTPException, _http_error)
     return api

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from .bundles import NOT_RETAINED
 _NICE = 5  # requests come first
 
 
-def main() -> int:
-    """The command; an exit code."""
+def main(make: Callable[[dict[str, Any]], bytes]) -> int:
+    """Answer the request on standard input with what *make* makes of it; an exit code."""
     request = json.load(sys.stdin)
     os.nice(_NICE)
     out = Path(request["out"])
@@ -33,7 +34,7 @@ def main() -> int:
         with lock.open("wb") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
             if not out.exists():
-                write_atomically(out, [_make(request)])
+                write_atomically(out, [make(request)])
                 lock.unlink(missing_ok=True)
     except InputError as error:
         print(error, file=sys.stderr)
@@ -55,4 +56,4 @@ def _make(request: dict[str, Any]) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(_make))

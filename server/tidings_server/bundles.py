@@ -20,6 +20,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from tidings_chunkstore.backends.local import explain
 from tidings_chunkstore.errors import TidingsError, UnsettledError
@@ -30,7 +31,7 @@ log = logging.getLogger("tidings.bundles")
 RETRY_AFTER = 10  #: seconds, told to who was sent away
 _PATIENCE = 25.0  # seconds a request waits for its bundle; the making goes on
 _LONGEST = 300.0  # seconds one making may take
-_SUFFIX = ".tdb"
+SUFFIX = ".tdb"  #: of what the cache holds
 #: Exit code of the maker for "not retained"; anything else but 0 is a failure.
 NOT_RETAINED = 44
 
@@ -47,6 +48,24 @@ class NotRetained(TidingsError):
     code = "not-retained"
 
 
+class Job(Protocol):
+    """Something that is made in a process of its own, and kept by its name."""
+
+    @property
+    def name(self) -> str:
+        """Its file in the cache; it follows from all that decides the bytes."""
+        ...
+
+    @property
+    def worker(self) -> str:
+        """The module that makes it."""
+        ...
+
+    def request(self) -> dict[str, object]:
+        """What the worker reads, as JSON."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """A bundle: the store's folder, the repository's identity, the two packs, and the tracks."""
@@ -61,7 +80,21 @@ class Wanted:
     def name(self) -> str:
         """Its file in the cache."""
         key = [self.repo.hex(), str(self.older), str(self.newer), self.tracks]
-        return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:40] + _SUFFIX
+        return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:40] + SUFFIX
+
+    @property
+    def worker(self) -> str:
+        """The module that makes it."""
+        return "tidings_server.bundle_worker"
+
+    def request(self) -> dict[str, object]:
+        """What the worker reads."""
+        return {
+            "store": str(self.store),
+            "older": str(self.older),
+            "newer": str(self.newer),
+            "tracks": self.tracks,
+        }
 
 
 class Bundles:
@@ -74,7 +107,7 @@ class Bundles:
         self._slots = asyncio.Semaphore(at_once)
         self._making: dict[str, asyncio.Task[Path]] = {}
 
-    async def get(self, wanted: Wanted) -> Path:
+    async def get(self, wanted: Job) -> Path:
         """The file of a bundle.
 
         Raises Busy, NotRetained, LocalError, and TidingsError when making it failed.
@@ -108,25 +141,19 @@ class Bundles:
         if error is not None and not isinstance(error, NotRetained):
             log.error("a bundle was not made: %s", error)
 
-    async def _make(self, wanted: Wanted, path: Path) -> Path:
+    async def _make(self, wanted: Job, path: Path) -> Path:
         async with self._slots:
             await asyncio.to_thread(self._prepare)
             await self._run(wanted, path)
             await asyncio.to_thread(self._prune, path.name)
         return path
 
-    async def _run(self, wanted: Wanted, out: Path) -> None:
+    async def _run(self, wanted: Job, out: Path) -> None:
         """Make a bundle in a process of its own: its memory goes with it, and the loop is free."""
-        request = {
-            "store": str(wanted.store),
-            "older": str(wanted.older),
-            "newer": str(wanted.newer),
-            "tracks": wanted.tracks,
-            "out": str(out),
-        }
+        request = {**wanted.request(), "out": str(out)}
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-P", "-m", "tidings_server.bundle_worker"),
+            *("-P", "-m", wanted.worker),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
@@ -159,7 +186,7 @@ class Bundles:
             for entry in entries:
                 with suppress(FileNotFoundError):  # another process prunes too
                     status = entry.stat()
-                    if entry.name.endswith(_SUFFIX):
+                    if entry.name.endswith(SUFFIX):
                         found.append((status, entry))
                     elif entry.name.startswith(".tmp-") and status.st_mtime < time.time() - 3600:
                         os.unlink(entry.path)  # of a process that was killed

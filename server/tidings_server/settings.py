@@ -132,6 +132,7 @@ class ServeSettings:
     cache: Path | None = None
     cache_size: int = 1 * GIB
     bundle_queue: int = 8
+    reconcile: bool = False
     access_log: bool = False
 
 
@@ -200,6 +201,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(("serve",), "cache", _folder, "folder for delta bundles made on request"),
     Setting(("serve",), "cache_size", _bytes, "most that this folder may hold"),
     Setting(("serve",), "bundle_queue", _whole(0, 1024), "bundles in the making; 0 makes none"),
+    Setting(("serve",), "reconcile", _flag, "deltas also against bases that are not retained"),
     Setting(("serve",), "access_log", _flag, "one line for each request on stderr"),
 )
 
