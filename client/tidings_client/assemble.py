@@ -12,9 +12,9 @@ import hashlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
 
 from tidings_chunkstore import delta
@@ -68,6 +68,7 @@ class Wrap:
 
     recipe: Recipe
     proof: Proof
+    sides: Mapping[ContentId, bytes] = field(default_factory=dict)  #: what the recipe needs besides
 
 
 class _Sum(Protocol):
@@ -215,6 +216,14 @@ class Workbench:
             offset += len(piece)
             yield piece
 
+    def small(self, content: ContentId, limit: int) -> bytes | None:
+        """A whole content of at most *limit* bytes; None where it is not here."""
+        if self.reader(content) is None:
+            return None
+        descriptor = self._spools[content].fileno()
+        size = os.fstat(descriptor).st_size
+        return os.pread(descriptor, size, 0) if size <= limit else None
+
     def apply(self, section: bytes) -> Produce:
         """What writes the target of a delta section.
 
@@ -294,7 +303,7 @@ class Workbench:
         with self.new_file(wrap.proof) as out:
             pieces = _guarded(content())
             try:
-                for piece in run(wrap.recipe, pieces):
+                for piece in run(wrap.recipe, pieces, wrap.sides):
                     out.write(piece)
                 out.verify()
             except _ContentError as error:

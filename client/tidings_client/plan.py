@@ -15,11 +15,11 @@ import enum
 import heapq
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 from tidings_chunkstore.head import PREFIX, Head, HeadEdge
-from tidings_chunkstore.limits import KIB, MIB
+from tidings_chunkstore.limits import KIB, LIMITS, MIB
 from tidings_chunkstore.places import PackName, Span
 from tidings_chunkstore.recipe import Recipe
 
@@ -30,7 +30,15 @@ RANGE_LIMIT = 2 * MIB
 #: What new chunks cost of the published size, before the index is there to tell, and the factor
 #: by which that guess must beat a delta whose price is known.
 CHUNKS_GUESS = 0.15
+#: Side contents are held in memory while a recipe runs; and what the chunks of one cost of it,
+#: of which no older one is here.
+SIDE_LIMIT = 32 * MIB
+SIDE_GUESS = 0.6
 DOUBT = 2.0
+#: What reconcile costs of the published size, both ways, on top of the list.
+RECONCILE_GUESS = 0.05
+#: Bytes of the largest section without a base that comes along with the lists.
+ALONG = 16 * KIB
 #: What a bundle of direct deltas costs of the chain that it replaces.
 BUNDLE_GUESS = 0.75
 
@@ -40,6 +48,7 @@ class Route(enum.StrEnum):
 
     CURRENT = "current"  #: nothing to download: it, or its content, is here
     DELTA = "delta"
+    RECONCILE = "reconcile"
     CHUNKS = "chunks"
     FULL = "full"
 
@@ -113,7 +122,9 @@ class Task:
     """One content and the files that come of it, all by one route.
 
     CURRENT: the content *node* is here, or there is nothing to do. DELTA: *edges* in their order.
-    CHUNKS: by *index*. FULL: *downloads* whole; the other files come of the first download.
+    CHUNKS: by *index*. RECONCILE: by what the server answers. FULL: *downloads* whole; the other
+    files come of the first download.
+    Without files: a side content, which the recipes of the next task need.
     """
 
     track: str
@@ -138,18 +149,28 @@ class Bundle:
 
 
 @dataclass(frozen=True, slots=True)
+class Reconcile:
+    """Deltas against bases of which the server learns: for *tracks* of the snapshot of *pack*."""
+
+    pack: PackName
+    tracks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Tasks in the order in which they are done, and what they fetch together."""
 
     tasks: tuple[Task, ...]
     ranges: tuple[Span, ...] = ()
     bundle: Bundle | None = None
+    reconcile: Reconcile | None = None
 
     @property
     def price(self) -> Price:
         """Bytes and requests of all; each full download is a request."""
         full = [w for task in self.tasks for w in task.downloads]
-        guessed = [t.price for t in self.tasks if t.route is Route.CHUNKS]
+        by_guess = (Route.CHUNKS, Route.RECONCILE)
+        guessed = [t.price for t in self.tasks if t.route in by_guess]
         size = sum(span.length for span in self.ranges) + sum(w.size or 0 for w in full)
         size += sum(p.bytes for p in guessed) + (self.bundle.price.bytes if self.bundle else 0)
         requests = len(self.ranges) + len(full) + sum(p.requests for p in guessed)
@@ -193,10 +214,12 @@ class _Planner:
     def __init__(self, question: Question) -> None:
         self.q = question
         self.opened: set[PackName] = set()  # packs that some task fetches from already
+        self.reconciles = False  # whether some task does already
         self.reached = set(question.held)  # contents that are here when a later task begins
         self.edges: dict[tuple[str, bytes | None], list[tuple[HeadEdge, bytes]]] = {}
         self.states: dict[int, Mapping[str, bytes]] = {}
         self.sizes: dict[str, int] = {}
+        self.tracks: dict[bytes, str] = {}  # of the current contents
         if question.head is not None:
             self._graph(question.head)
 
@@ -209,12 +232,13 @@ class _Planner:
         tasks = [task for group in groups.values() for task in self._group(group)]
         spans = [e.span for t in tasks for e in t.edges] + [t.index for t in tasks if t.index]
         ranges = merge((span for span in spans if span not in self.q.cached), self.q.costs.request)
-        return self._with_bundle(Plan(tuple(tasks), ranges))
+        return self._with_reconcile(self._with_bundle(Plan(tuple(tasks), ranges)))
 
     def _graph(self, head: Head) -> None:
         bad = self.q.bad
         self.states = {state.serial: state.contents for state in head.states}
         self.sizes = {content.track: content.size for content in head.contents}
+        self.tracks = {node: track for track, node in head.current.contents.items()}
         for edge in head.edges:
             if edge.span in bad or edge.span.pack in bad or edge.span.length > SECTION_LIMIT:
                 continue
@@ -240,7 +264,9 @@ class _Planner:
         if local:
             tasks.append(Task(first.track, first.node, Route.CURRENT, local, Price(0, 0)))
         if rebuilt:
-            tasks.append(self._best(rebuilt))
+            best = self._best(rebuilt)
+            tasks += self._side_tasks([w for w in best.files if w not in best.downloads])
+            tasks.append(best)
         tasks += [
             Task(w.track, w.node, Route.FULL, (w,), self._full([w]), downloads=(w,)) for w in whole
         ]
@@ -253,6 +279,60 @@ class _Planner:
             and wanted.node is not None
             and wanted.path not in self.q.bad
             and self.q.runnable(recipe)
+            and self._sides_pay(wanted)
+        )
+
+    # -- side contents ---------------------------------------------------------------------------
+
+    def _sides_pay(self, wanted: Wanted) -> bool:
+        """Whether the side contents of its recipe can be had, for less than the file itself."""
+        price = self._sides_price([wanted])
+        return price is not None and (wanted.size is None or price.bytes <= wanted.size)
+
+    def _sides_price(self, files: Iterable[Wanted]) -> Price | None:
+        tasks = [self._side(side) for side in self._missing_sides(files)]
+        if any(task is None for task in tasks):
+            return None
+        size = sum(task.price.bytes for task in tasks if task)
+        return Price(size, sum(task.price.requests for task in tasks if task))
+
+    def _missing_sides(self, files: Iterable[Wanted]) -> list[bytes]:
+        named = dict.fromkeys(side for w in files if w.recipe for side in w.recipe.sides)
+        return [side for side in named if side[:PREFIX] not in self.reached]
+
+    def _side_tasks(self, files: Iterable[Wanted]) -> list[Task]:
+        tasks = []
+        for side in self._missing_sides(files):
+            task = self._side(side)
+            assert task is not None  # or the file were not rebuilt
+            tasks.append(task)
+            self.reached |= {self.states[e.target][task.track] for e in task.edges}
+            self.reached.add(side[:PREFIX])
+            self.opened |= {e.span.pack for e in task.edges}
+        return tasks
+
+    def _side(self, side: bytes) -> Task | None:
+        """The cheapest way to a side content; None where there is none."""
+        node = side[:PREFIX]
+        track = self.tracks.get(node)
+        if track is None or self.sizes.get(track, 0) > SIDE_LIMIT:
+            return None
+        ways = []
+        path = self._path(track, node)
+        if path is not None:
+            ways.append(Task(track, node, Route.DELTA, (), self._price_of(path), path))
+        index = self._index(track, node)
+        if index is not None:
+            guess = int(self.sizes[track] * SIDE_GUESS)
+            stored = 0 if index in self.q.cached else index.length
+            price = Price(guess + stored, 2, exact=False)
+            ways.append(Task(track, node, Route.CHUNKS, (), price, index=index))
+        return min(ways, key=lambda task: task.price.score(self.q.costs), default=None)
+
+    def _price_of(self, path: Sequence[HeadEdge]) -> Price:
+        fresh = [e for e in path if e.span not in self.q.cached]
+        return Price(
+            sum(e.span.length for e in fresh), len({e.span.pack for e in fresh} - self.opened)
         )
 
     def _best(self, files: tuple[Wanted, ...]) -> Task:
@@ -276,6 +356,8 @@ class _Planner:
         index = self._index(track, node)
         if index is not None and (track in self.q.kinds or self.q.route is Route.CHUNKS):
             ways[Route.CHUNKS] = self._chunks(files, index, work)
+        if self._reconcilable(track, node):
+            ways[Route.RECONCILE] = self._reconcile(files, work)
         downloads = self._downloads(files)
         ways[Route.FULL] = Task(
             track, node, Route.FULL, files, self._full(downloads), downloads=downloads
@@ -285,6 +367,7 @@ class _Planner:
         if best.route is Route.DELTA:
             self.opened |= {e.span.pack for e in best.edges}
             self.reached |= {self.states[e.target][track] for e in best.edges}
+        self.reconciles |= best.route is Route.RECONCILE
         self.reached.add(node)
         return Task(
             track,
@@ -328,11 +411,11 @@ class _Planner:
         smallest = min(files, key=lambda w: w.size or 0)
         others = [w for w in files if w is not smallest]
         saved = self._full(others).score(self.q.costs)
-        return (
-            files
-            if self._work(others, smallest.track) * self.q.costs.second > saved
-            else (smallest,)
-        )
+        spent = self._work(others, smallest.track) * self.q.costs.second
+        sides = self._sides_price(others)
+        if sides is not None:
+            spent += sides.score(self.q.costs)
+        return files if sides is None or spent > saved else (smallest,)
 
     def _index(self, track: str, node: bytes) -> Span | None:
         head = self.q.head
@@ -357,6 +440,58 @@ class _Planner:
             exact=False,
         )
         return Task(track, files[0].node, Route.CHUNKS, files, price, index=index)
+
+    def _reconcilable(self, track: str, node: bytes) -> bool:
+        head = self.q.head
+        if head is None or head.features.get("reconcile") != 1 or "reconcile" in self.q.bad:
+            return False
+        content = head.content(track)
+        if content is None or head.current.contents.get(track) != node:
+            return False
+        stored = content.index is not None or any(
+            edge.track == track and edge.target == head.serial for edge in head.edges
+        )
+        small = content.size <= ALONG or content.size > LIMITS.reconcile_content
+        return stored and not small and track in self.q.kinds
+
+    def _reconcile(self, files: tuple[Wanted, ...], work: float) -> Task:
+        track = files[0].track
+        smallest = min((w.size or 0 for w in files), default=0)
+        size = self.sizes.get(track, 0)
+        price = Price(
+            int(smallest * RECONCILE_GUESS) + size // (4 * KIB),
+            0 if self.reconciles else 2,
+            work + 4 * self._pass(track),
+            exact=False,
+        )
+        return Task(track, files[0].node, Route.RECONCILE, files, price)
+
+    def _with_reconcile(self, plan: Plan) -> Plan:
+        """*plan* with the request that its tasks share, and what comes along with it."""
+        head = self.q.head
+        tracks = {task.track for task in plan.tasks if task.route is Route.RECONCILE}
+        if head is None or not tracks:
+            return plan
+        if plan.bundle is not None:
+            return replace(plan, reconcile=Reconcile(head.current.pack, tuple(sorted(tracks))))
+
+        def along(edges: Sequence[HeadEdge]) -> bool:
+            return len(edges) == 1 and all(
+                e.target == head.serial
+                and e.base is None
+                and not e.uses
+                and e.span.length <= ALONG
+                and e.span not in self.q.cached
+                for e in edges
+            )
+
+        tracks |= {task.track for task in plan.tasks if along(task.edges)}
+        spans = [e.span for task in plan.tasks if not along(task.edges) for e in task.edges]
+        spans += [task.index for task in plan.tasks if task.index]
+        ranges = merge((s for s in spans if s not in self.q.cached), self.q.costs.request)
+        return Plan(
+            plan.tasks, ranges, reconcile=Reconcile(head.current.pack, tuple(sorted(tracks)))
+        )
 
     # -- paths -----------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ remembers; it is proven when it is read. So an update reads only the files that 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import stat
@@ -16,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from tidings_chunkstore import zck
 from tidings_chunkstore.errors import FormatError, InputError, LocalError
 from tidings_chunkstore.ids import ContentId, FileId
 from tidings_chunkstore.layout import LAYOUTS, Layout
@@ -94,6 +96,22 @@ class Stock:
         self.sources = [proven if s.key == source.key else s for s in self.sources]
         return proven
 
+    def open_sides(self) -> None:
+        """Add what zchunk files hold besides their content: chunk lengths, dictionary."""
+        for source in [s for s in self.sources if s.codec is Codec.ZCK]:
+            for number, data in enumerate(_sides_of(source)):
+                self.add(
+                    Source(
+                        f"{source.key} side {number}",
+                        "",
+                        partial(io.BytesIO, data),
+                        source.stamp,
+                        Codec.NONE,
+                        None,
+                        ContentId.of(data),
+                    )
+                )
+
     def seen(self) -> dict[str, Seen]:
         """What the state shall remember: everything proven."""
         return {
@@ -101,6 +119,17 @@ class Stock:
             for s in self.sources
             if s.proven and s.sha256 is not None
         }
+
+
+def _sides_of(source: Source) -> list[bytes]:
+    file = source.open()
+    if file is None:
+        return []
+    with file:
+        try:
+            return zck.read_sides(file)
+        except FormatError:
+            return []  # damaged: of no use as a base
 
 
 def read_source(source: Source) -> Source:
@@ -115,6 +144,8 @@ def read_source(source: Source) -> Source:
         if source.codec is Codec.NONE:
             _, digest = hash_file(file)
             return replace(source, sha256=FileId(digest), content=ContentId(digest), proven=True)
+        if source.codec is Codec.ZCK:  # read by position: the header tells what to read
+            return _read_zck(source, file)
         published, opened = hashlib.sha256(), hashlib.sha256()
         content: ContentId | None = None
         try:
@@ -126,6 +157,20 @@ def read_source(source: Source) -> Source:
             pass  # damaged, or a codec that is not read here: of no use as a base
         hash_rest(file, published)
     return replace(source, sha256=FileId(published.digest()), content=content, proven=True)
+
+
+def _read_zck(source: Source, file: BinaryIO) -> Source:
+    _, digest = hash_file(file)
+    file.seek(0)
+    opened = hashlib.sha256()
+    content: ContentId | None = None
+    try:
+        for piece in open_stream(file, source.codec, limit=LIMITS.content):
+            opened.update(piece)
+        content = ContentId(opened.digest())
+    except FormatError:
+        pass  # as any damaged file: of no use as a base
+    return replace(source, sha256=FileId(digest), content=content, proven=True)
 
 
 def hash_rest(file: BinaryIO, digest: _Digest) -> None:
@@ -225,16 +270,14 @@ def _source(
     known = seen.get(key)
     if known is not None and known.stamp == stamp:
         claim = replace(claim, sha256=known.sha256, content=known.content, proven=True)
-        if claim.content is not None or codec is Codec.ZCK:
+        if claim.content is not None:
             return claim
     if file is not None and file.size in (None, stamp.size):
         sha256 = claim.sha256
         if sha256 is None and file.checksum is not None and file.checksum.algorithm == "sha256":
             sha256 = FileId.from_hex(file.checksum.hex)
         content = ContentId(sha256) if sha256 and codec is Codec.NONE else file.open_id
-        if codec is Codec.ZCK:
-            content = None  # of no use as a base while it cannot be opened
-        if sha256 is not None and (content is not None or codec is Codec.ZCK):
+        if sha256 is not None and content is not None:
             return replace(claim, sha256=sha256, content=content)
     try:
         return read_source(claim)
