@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from tidings_chunkstore.errors import InputError, TidingsError
-from tidings_client.exits import Exit, exit_of, help_text
+from tidings_chunkstore.errors import InputError
+from tidings_client.cli import run
+from tidings_client.exits import Exit, help_text
 from tidings_client.progress import Reporter
 
 from . import settings as schema
@@ -26,39 +25,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
     arguments = _parser().parse_args(argv)
     reporter = Reporter(as_json=arguments.json, quiet=getattr(arguments, "quiet", False))
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        found = schema.load(arguments.config, os.environ)
-        chosen = _override(found, arguments)
-        run: Callable[[argparse.Namespace, Settings, Reporter], Exit] = arguments.run
-        return int(run(arguments, chosen, reporter))
-    except ConfigError as error:
-        return _config_error(reporter, error)
-    except BrokenPipeError:
-        # The reader of our output has gone: nobody is left to tell, and that is its decision.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return int(Exit.OK)
-    except (TidingsError, OSError, MemoryError) as error:
-        reporter.error(error)
-        return int(exit_of(error) or Exit.INPUT)
-    except KeyboardInterrupt:
-        reporter.error(KeyboardInterrupt("interrupted"))
-        return int(Exit.INTERRUPTED)
-    finally:
-        reporter.close()
+
+    def work() -> int:
+        try:
+            chosen = _override(schema.load(arguments.config, os.environ), arguments)
+            command: Callable[[argparse.Namespace, Settings, Reporter], Exit] = arguments.run
+            return command(arguments, chosen, reporter)
+        except ConfigError as error:
+            return _config_error(reporter, error)
+        finally:
+            reporter.close()
+
+    return int(run(work, reporter))
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def _config_error(reporter: Reporter, error: ConfigError) -> int:
+def _config_error(reporter: Reporter, error: ConfigError) -> Exit:
     if reporter.as_json:
         reporter.error(error)
     else:
         for problem in error.problems:
             reporter.error(InputError(problem))
-    return int(Exit.INPUT)
+    return Exit.INPUT
 
 
 # -- arguments -------------------------------------------------------------------------------------
@@ -94,11 +81,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     _settings(serve, "serve", leave_out=("root",))
 
-    for name, what, run in (
+    for name, what, show in (
         ("snapshots", "the retained snapshots of a repository", _snapshots),
         ("stats", "what a repository's store holds", _stats),
     ):
-        command = _command(commands, name, what, run)
+        command = _command(commands, name, what, show)
         command.add_argument("dir", metavar="DIR", type=Path, help="a repository's root")
         command.add_argument("--store", metavar="FOLDER", type=Path, help="the store tree")
         command.add_argument(
