@@ -202,6 +202,18 @@ def open_stream(published: BinaryIO, *, limit: int) -> Iterator[bytes]:
         yield from _open_chunk(published, header, number, loaded)
 
 
+def read_sides(published: BinaryIO) -> list[bytes]:
+    """The side contents that the file alone tells: lengths, and the dictionary if it has one.
+
+    *published* must be seekable. Raises FormatError on damage.
+    """
+    header = read_header(published)
+    sides = [_put_lengths(header.opened)]
+    if header.opened[0]:
+        sides.append(b"".join(_open_chunk(published, header, 0, None)))
+    return sides
+
+
 def _open_chunk(
     file: BinaryIO, header: Header, number: int, dictionary: zstd.ZstdDict | None
 ) -> Iterator[bytes]:
