@@ -46,6 +46,7 @@ class Reach:
     packs: dict[PackName, Use] = field(default_factory=dict)
     found: dict[ContentId, Stored] = field(default_factory=dict)
     lost: dict[ContentId, str] = field(default_factory=dict)
+    missing: set[PackName] = field(default_factory=set)  #: packs that are needed and not there
 
     def of(self, name: PackName) -> Use:
         """The use of a pack, an empty one to fill where there was none."""
@@ -112,6 +113,7 @@ class _Survey:
         assert stored.index is not None
         place = stored.index
         if place.pack not in self.present:
+            self.reach.missing.add(place.pack)
             return f"pack {place.pack} is missing"
         try:
             chunk_list = self.read_index(place)
@@ -119,9 +121,10 @@ class _Survey:
             return f"its index is damaged: {error}"
         spans = {frame.span for frame in chunk_list.frames}
         dictionaries = {frame.dictionary for frame in chunk_list.frames if frame.dictionary}
-        for span in (*spans, *dictionaries):
-            if span.pack not in self.present:
-                return f"pack {span.pack} is missing"
+        gone = {span.pack for span in (*spans, *dictionaries)} - self.present
+        if gone:
+            self.reach.missing |= gone
+            return f"pack {min(map(str, gone))} is missing"
         self.reach.of(self.told[stored.id]).users.add(stored.id)
         own = self.reach.of(place.pack)
         own.indexes.add(place)
@@ -140,6 +143,7 @@ class _Survey:
         assert stored.edge is not None
         place = stored.edge
         if place.pack not in self.present:
+            self.reach.missing.add(place.pack)
             return f"pack {place.pack} is missing"
         for base in stored.bases:
             if not self.take(base):
