@@ -15,6 +15,7 @@ import re
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -364,20 +365,25 @@ def stage(settings, request, tell=None):
     so it never outlives dnf; whatever happens here, it is gone when this returns.
     """
     started = time.monotonic()
+    # Not a pipe: dnf dies of SIGPIPE, and a socket can be written to without.
+    near, far = socket.socketpair()
     try:
         child = subprocess.Popen(
             [settings.command, "stage"],
-            stdin=subprocess.PIPE,
+            stdin=far,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             close_fds=True,
         )
     except OSError as error:
+        near.close()
         raise Quiet(f"{settings.command} cannot be started: {error.strerror}") from error
+    finally:
+        far.close()
     try:
-        with contextlib.suppress(BrokenPipeError):  # its end says why
-            child.stdin.write(json.dumps(request).encode("utf-8") + b"\n")
-            child.stdin.flush()
+        near.settimeout(FIRST_ANSWER)
+        with contextlib.suppress(OSError):  # its silence says enough
+            near.sendall(json.dumps(request).encode("utf-8") + b"\n", socket.MSG_NOSIGNAL)
         answered = False
         limit = [started + FIRST_ANSWER * max(1, len(request["urls"]))]
         for event in _events(child.stdout, limit):
@@ -399,6 +405,7 @@ def stage(settings, request, tell=None):
             }
         raise Quiet(f"{settings.command} said nothing")
     finally:
+        near.close()
         _end(child)
 
 
@@ -423,9 +430,7 @@ def _events(stream, limit):
 
 
 def _end(child):
-    for stream in (child.stdin, child.stdout):
-        with contextlib.suppress(OSError):
-            stream.close()
+    child.stdout.close()
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(0.2)
         return

@@ -13,6 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -114,7 +115,11 @@ SYNC: tuple[Option, ...] = (
     _QUIET,
 )
 VERIFY: tuple[Option, ...] = (_JSON, *_TRUST, _QUIET)
-DOCTOR: tuple[Option, ...] = (_JSON, *_NETWORK)
+DOCTOR: tuple[Option, ...] = (
+    Option("--dnf", "also show what dnf saved on this machine, by repository"),
+    _JSON,
+    *_NETWORK,
+)
 
 #: All commands and their options; a test compares docs/cli.md with it.
 COMMANDS: Mapping[str, tuple[Option, ...]] = {"sync": SYNC, "verify": VERIFY, "doctor": DOCTOR}
@@ -405,14 +410,22 @@ def _verify(parsed: argparse.Namespace, reporter: Reporter) -> int:
 
 
 def _doctor(parsed: argparse.Namespace, reporter: Reporter) -> int:
+    from .dnfdoctor import dnf_checks, savings, savings_lines
     from .doctor import FAILED, OK, local_checks, mirror_checks
 
-    checks = local_checks() + mirror_checks(parsed.urls, _remote_settings(parsed))
+    checks = local_checks() + dnf_checks()
+    checks += mirror_checks(parsed.urls, _remote_settings(parsed))
     for check in checks:
         reporter.line(f"{check.status:8} {check.name}: {check.text}")
         reporter.data(
             {"type": "check", "name": check.name, "status": check.status, "text": check.text}
         )
+    if parsed.dnf:
+        found = savings(os.environ)
+        for line in savings_lines(found):
+            reporter.line(line)
+        for total in found:
+            reporter.data({"type": "saved", **asdict(total)})
     lacking = sum(check.status != OK for check in checks)
     failed = [check for check in checks if check.needed and check.status != OK]
     text = "everything is there" if not lacking else f"{lacking} of {len(checks)} not there"

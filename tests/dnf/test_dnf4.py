@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 import signal
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from support.dnf import Key, Rig
+from support.dnf import PLUGINS, Key, Rig
 from support.system import require
 
 pytestmark = pytest.mark.dnf
@@ -201,7 +204,8 @@ def stale(rig: Rig) -> None:
 
 
 FAULTS = [
-    down, missing, failing, slow, hanging, stalling, cut, flipped_head, flipped_packs, nonsense, stale,
+    down, missing, failing, slow, hanging, stalling, cut, flipped_head, flipped_packs, nonsense,
+    stale,
 ]  # fmt: skip
 
 
@@ -305,8 +309,6 @@ def test_a_black_hole_costs_three_seconds_at_most(
 
 
 def test_a_connection_that_is_never_made_costs_three_seconds_at_most(plain: Rig) -> None:
-    import socket
-
     plain.both_have(1)
     plain.dnf("makecache").ok()
     # A listener whose queue is full: connections hang.
@@ -518,7 +520,8 @@ def test_without_the_command(plain: Rig) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["exit 1", "echo garbage; exit 0", "sleep 60", "yes '{\"type\":\"progress\"}'", "exit 130"]
+    "text",
+    ["exit 1", "echo garbage; exit 0", "sleep 60", 'yes \'{"type":"progress"}\'', "exit 130"],
 )
 def test_a_command_that_misbehaves(plain: Rig, text: str) -> None:
     plain.both_have(1)
@@ -567,8 +570,6 @@ def test_secrets_stay_with_the_repository_s_host(make_rig: Make) -> None:
 
 
 def test_what_was_saved_is_logged(plain: Rig) -> None:
-    import json
-
     plain.both_have(1)
     plain.dnf("makecache").ok()
     plain.both_have(2)
@@ -599,19 +600,14 @@ def test_dnf_s_table(make_rig: Make, signer: Key, record_property: Callable[...,
                     f"| {run.origin_bytes:,} in {len(run.origin)} "
                     f"| {run.service_bytes:,} in {len(run.service)} |"
                 )
-    print("\n".join(["| repository | case | plugin | origin | service |", "|---|---|---|---|---|"]))
+    print("| repository | case | plugin | origin | service |\n|---|---|---|---|---|")
     print("\n".join(rows))
     assert len(rows) == 18
 
 
 def test_the_plugin_is_old_python() -> None:
     """Python 3.6 syntax and the standard library, as far as a newer Python can tell."""
-    import ast
-    import sys
-
-    from support.dnf import PLUGINS
-
-    for path in sorted(Path(PLUGINS).glob("*.py")) + [PLUGINS / "tidings-dnf5"]:
+    for path in [*sorted(PLUGINS.glob("*.py")), PLUGINS / "tidings-dnf5"]:
         tree = ast.parse(path.read_text(), feature_version=(3, 6))
         for node in ast.walk(tree):
             names = []

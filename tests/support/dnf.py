@@ -13,15 +13,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
+
+import pytest
 
 from support.servers import Misbehaving, Wire
 from support.system import ROOT, require
@@ -81,8 +86,6 @@ def dnf_program() -> str:
         require(other)
     done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
     if not done.stdout.startswith("4."):
-        import pytest
-
         pytest.skip(f"{program} is not dnf 4: {done.stdout[:40]!r}")
     return program
 
@@ -143,12 +146,34 @@ def make_repository(root: Path, built: Mapping[int, Sequence[Path]], version: in
     # The order of versions is in the timestamps, and a test makes versions in one second.
     repomd = root / "repodata" / "repomd.xml"
     stamp = _FIRST + version * 86400
-    import re
-
     text = re.sub(r"<timestamp>\d+", f"<timestamp>{stamp}", repomd.read_text())
     repomd.write_text(text)
     for path in root.rglob("repodata/*"):
         os.utime(path, (stamp, stamp))
+
+
+def _interpreter(user: int | None) -> tuple[str, str]:
+    """A Python and a PYTHONPATH with which *user* can run the client; skips the test without."""
+    paths = [str(ROOT / part) for part in ("chunkstore", "client", "server")]
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    # A virtual environment may lie on an interpreter in somebody's home.
+    for python in (sys.executable, f"/usr/bin/python{version}"):
+        path = os.pathsep.join([*paths, sysconfig.get_path("purelib")])
+        done = subprocess.run(
+            ["/bin/sh", "-c", 'exec "$0" -c "import tidings_client.cli, httpx"', python],
+            check=False, capture_output=True, user=user, cwd="/", env={"PYTHONPATH": path},
+        )  # fmt: skip
+        if done.returncode == 0:
+            return python, path
+    reason = f"user {user} can run no Python {version} with the client's dependencies"
+    raise pytest.skip.Exception(reason)
+
+
+def _link_rpms(source: str, target: str) -> None:
+    if source.endswith(".rpm"):
+        os.link(source, target)
+    else:
+        shutil.copy2(source, target)
 
 
 @dataclass
@@ -266,9 +291,9 @@ class Rig:
             plugin.read_text().replace("/usr/libexec/tidings", str(self.folder / "home"))
         )
         self.command = self.folder / "home" / "tidings"
-        paths = os.pathsep.join(str(ROOT / part) for part in ("chunkstore", "client", "server"))
+        python, paths = _interpreter(self.user)
         self.command.write_text(
-            f'#!/bin/sh\nPYTHONPATH={paths} exec {sys.executable} -m tidings_client.cli "$@"\n'
+            f'#!/bin/sh\nPYTHONPATH={paths} exec {python} -m tidings_client.cli "$@"\n'
         )
         self.command.chmod(0o755)
         self.configure()
@@ -288,9 +313,15 @@ class Rig:
     def _tree(self, version: int) -> Path:
         root = self.folder / "trees" / str(version)
         if not root.exists():
-            make_repository(root, self.built, version)
-            if self.key is not None:
-                self.key.sign(root)
+            # Making one takes a second, so all rigs of a run share what they copy from.
+            made = self.built[1][0].parents[2] / f"tree-{version}-{bool(self.key)}"
+            if not made.exists():
+                unfinished = made.with_suffix(".new")
+                make_repository(unfinished, self.built, version)
+                if self.key is not None:
+                    self.key.sign(unfinished)
+                unfinished.rename(made)
+            shutil.copytree(made, root, copy_function=_link_rpms)
         return root
 
     def origin_has(self, version: int) -> None:
@@ -481,8 +512,6 @@ class Rig:
 
 def folder_for() -> Iterator[Path]:
     """A temporary folder that other users can reach, too; removed afterwards."""
-    import tempfile
-
     path = Path(tempfile.mkdtemp(prefix="tidings-dnf-"))
     path.chmod(0o755)
     try:
