@@ -23,7 +23,12 @@ _DESCRIPTION = "Publish chunk indexes and packs beside a mirror's repositories, 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
-    arguments = _parser().parse_args(argv)
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    try:
+        _from_environment(arguments, os.environ)
+    except ValueError as error:
+        parser.error(str(error))
     reporter = Reporter(as_json=arguments.json, quiet=getattr(arguments, "quiet", False))
 
     def work() -> int:
@@ -48,10 +53,38 @@ def _config_error(reporter: Reporter, error: ConfigError) -> Exit:
     return Exit.INPUT
 
 
+#: Options that are no settings, and how their variables are read.
+_MORE: Mapping[str, Callable[[str], object]] = {
+    "json": schema.flag,
+    "quiet": schema.flag,
+    "plan": schema.flag,
+    "rebuild": schema.flag,
+    "recursive": Path,
+    "as": str,
+}
+
+
+def _from_environment(arguments: argparse.Namespace, environment: Mapping[str, str]) -> None:
+    """Fill in what the command line left open. Raises ValueError."""
+    for option, read in _MORE.items():
+        name = "name" if option == "as" else option
+        said = environment.get(ENVIRONMENT + option.upper())
+        if said and hasattr(arguments, name) and not getattr(arguments, name):
+            try:
+                setattr(arguments, name, read(said))
+            except ValueError as error:
+                raise ValueError(f"{ENVIRONMENT}{option.upper()}: {error}") from error
+
+
+def _variable(option: str) -> str:
+    return f" [{ENVIRONMENT}{option.upper()}]"
+
+
 # -- arguments -------------------------------------------------------------------------------------
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
     parser = argparse.ArgumentParser(
         prog="tidings-mirror",
         description=_DESCRIPTION,
@@ -65,14 +98,26 @@ def _parser() -> argparse.ArgumentParser:
         "dirs", metavar="DIR", nargs="*", type=Path, help="a repository's root: holds repodata/"
     )
     publish.add_argument(
-        "--recursive", metavar="ROOT", type=Path, help="all repositories in ROOT and below"
+        "--recursive",
+        metavar="ROOT",
+        type=Path,
+        help="all repositories in ROOT and below" + _variable("recursive"),
     )
     publish.add_argument(
-        "--as", dest="name", metavar="PATH", help="the repository's path in the store tree"
+        "--as",
+        dest="name",
+        metavar="PATH",
+        help="the repository's path in the store tree" + _variable("as"),
     )
-    publish.add_argument("--rebuild", action="store_true", help="start the store anew")
-    publish.add_argument("--plan", action="store_true", help="say what would be done, do nothing")
-    publish.add_argument("-q", "--quiet", action="store_true", help="errors only")
+    publish.add_argument(
+        "--rebuild", action="store_true", help="start the store anew" + _variable("rebuild")
+    )
+    publish.add_argument(
+        "--plan", action="store_true", help="say what would be done, do nothing" + _variable("plan")
+    )
+    publish.add_argument(
+        "-q", "--quiet", action="store_true", help="errors only" + _variable("quiet")
+    )
     _settings(publish, "publish")
 
     serve = _command(commands, "serve", "serve repositories over HTTP", _serve)
@@ -87,9 +132,17 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = _command(commands, name, what, show)
         command.add_argument("dir", metavar="DIR", type=Path, help="a repository's root")
-        command.add_argument("--store", metavar="FOLDER", type=Path, help="the store tree")
         command.add_argument(
-            "--as", dest="name", metavar="PATH", help="the repository's path in the store tree"
+            "--store",
+            metavar="FOLDER",
+            type=Path,
+            help=f"the store tree [{ENVIRONMENT}STORE]",
+        )
+        command.add_argument(
+            "--as",
+            dest="name",
+            metavar="PATH",
+            help="the repository's path in the store tree" + _variable("as"),
         )
 
     config = commands.add_parser("config", help="the settings", description="The settings.")
@@ -117,7 +170,9 @@ def _command(
         type=Path,
         help=f"settings, instead of {schema.DEFAULT_FILE} [{ENVIRONMENT}CONFIG]",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON event a line on stdout")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON event a line on stdout" + _variable("json")
+    )
     parser.set_defaults(run=run)
     return parser
 
@@ -130,7 +185,9 @@ def _settings(parser: argparse.ArgumentParser, table: str, leave_out: Sequence[s
         option = "--" + name.replace("_", "-")
         text = f"{setting.what} [{setting.environment}]".replace("%", "%%")
         if setting.read is schema.rows("serve")["access_log"].read:
-            parser.add_argument(option, action="store_true", default=None, help=text)
+            parser.add_argument(
+                option, action=argparse.BooleanOptionalAction, default=None, help=text
+            )
         else:
             parser.add_argument(option, metavar="VALUE", type=_typed(setting), help=text)
 

@@ -51,7 +51,8 @@ def _whole(low: int, high: int) -> Callable[[object], int]:
     return read
 
 
-def _flag(value: object) -> bool:
+def flag(value: object) -> bool:
+    """A truth value. Raises ValueError."""
     known = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
     if isinstance(value, str):
         value = known.get(value.lower(), value)
@@ -133,6 +134,7 @@ class ServeSettings:
     cache_size: int = 1 * GIB
     bundle_queue: int = 8
     reconcile: bool = False
+    casync: bool = True
     access_log: bool = False
 
 
@@ -201,8 +203,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(("serve",), "cache", _folder, "folder for delta bundles made on request"),
     Setting(("serve",), "cache_size", _bytes, "most that this folder may hold"),
     Setting(("serve",), "bundle_queue", _whole(0, 1024), "bundles in the making; 0 makes none"),
-    Setting(("serve",), "reconcile", _flag, "deltas also against bases that are not retained"),
-    Setting(("serve",), "access_log", _flag, "one line for each request on stderr"),
+    Setting(("serve",), "reconcile", flag, "deltas also against bases that are not retained"),
+    Setting(("serve",), "casync", flag, "indexes and chunks for casync and desync, on request"),
+    Setting(("serve",), "access_log", flag, "one line for each request on stderr"),
 )
 
 _CLASSES: Mapping[str, type] = {"publish": PublishSettings, "serve": ServeSettings}
