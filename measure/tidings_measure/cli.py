@@ -218,7 +218,8 @@ def _replay(parsed: argparse.Namespace, reporter: Reporter, command: str) -> int
         pictures = draw(results, out)
     write(results, models, pictures, command, out / "report.html")
     for table in tables:
-        reporter.line(table.text() + "\n")
+        for line in (*table.text().splitlines(), ""):
+            reporter.line(line)
     for note in results.notes:
         reporter.note(note)
     reporter.summary(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tidings_client.progress import size_text
 
 from .results import Results
-from .table import leading_lag, measured_lags
+from .table import churned, leading_lag, measured_lags
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,10 +78,12 @@ def _sizes(axis: Axes, low: float, high: float, *, vertical: bool = False) -> No
 
 
 def _title(figure: Figure, text: str, below: str) -> None:
-    figure.suptitle(
-        f"{text}\n", x=0.01, ha="left", fontsize=13, fontweight="bold", color=_INK, y=1.0
+    """Above and below all else: the picture is cut to what is in it when it is saved."""
+    inch = 1 / figure.get_size_inches()[1]
+    figure.text(
+        *(0.01, 1 + 0.12 * inch, text), va="bottom", fontsize=13.5, fontweight="bold", color=_INK
     )
-    figure.text(0.01, 0.0, below, ha="left", va="top", fontsize=8.5, color=_QUIET)
+    figure.text(0.01, -0.08 * inch, below, va="top", fontsize=8.5, color=_QUIET)
 
 
 def by_lag(results: Results) -> Figure | None:
@@ -98,7 +100,7 @@ def by_lag(results: Results) -> Figure | None:
     rows.sort(key=lambda row: row[1].get(lead, max(row[1].values())), reverse=True)
     figure, (axis,) = _figure(9.2, 1.5 + 0.36 * len(rows))
     every = [size for _, costs in rows for size in costs.values()]
-    _sizes(axis, min(every) / 1.6, max(every) * 2.6)
+    _sizes(axis, min(every) / 2.5, max(every) * 2.0)
     for place, (tool, costs) in enumerate(rows):
         own = tool.name.startswith("tidings")
         palette = _OWN_LAGS if own else _LAGS
@@ -154,7 +156,7 @@ def _shade(number: int, lag: int) -> int:
 def _client(lag: int) -> str:
     if lag == 0:
         return "from nothing"
-    return "updates at every publish" if lag == 1 else f"at every {lag}th"
+    return "updates at every publish" if lag == 1 else f"updates every {lag} publishes"
 
 
 def _names(axis: Axes, titles: Sequence[str], names: Sequence[str]) -> None:
@@ -169,19 +171,17 @@ def _names(axis: Axes, titles: Sequence[str], names: Sequence[str]) -> None:
 def churn(results: Results) -> Figure | None:
     """Files, and bytes, that one publish costs a mirror, by tool."""
     rows = []
-    for tool in results.tools:
-        publishes = results.churn(tool.name)
-        if publishes:
-            count = len(publishes)
-            moved = [p.second_tier for p in publishes if p.second_tier is not None]
-            rows.append(
-                (
-                    tool,
-                    sum(p.touched for p in publishes) / count,
-                    sum(p.bytes for p in publishes) / count,
-                    sum(moved) / len(moved) if moved else None,
-                )
+    for tool, publishes in churned(results):
+        count = len(publishes)
+        moved = [p.second_tier for p in publishes if p.second_tier is not None]
+        rows.append(
+            (
+                tool,
+                sum(p.touched for p in publishes) / count,
+                sum(p.bytes for p in publishes) / count,
+                sum(moved) / len(moved) if moved else None,
             )
+        )
     if not rows:
         return None
     rows.sort(key=lambda row: row[2], reverse=True)

@@ -137,7 +137,7 @@ def replay(
     did = names & {tool for tool, _, _ in journal.updates}
     order = {version.name: version.index for version in versions}
     return Results(
-        history.resolve().name,
+        Path(os.path.abspath(history)).name,  # as it is called, symlink or not
         tuple(version.name for version in versions),
         source.types,
         tuple(sorted(set(lags))),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from tidings_client.progress import size_text
 
 from .link import Link, site_bytes
-from .results import Cost, Results
+from .results import Cost, Publish, Results, Tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,16 +154,24 @@ def modelled(
     return Table("", ["tool", *map(lag_text, lags)], rows, frozenset(own))
 
 
+def churned(results: Results) -> list[tuple[Tool, list[Publish]]]:
+    """Tools whose mirrors were looked at. Tidings' mirror is the same behind a static host."""
+    found = [(tool, results.churn(tool.name)) for tool in results.tools]
+    both = any(tool.name == "tidings" and publishes for tool, publishes in found)
+    return [
+        (tool, publishes)
+        for tool, publishes in found
+        if publishes and not (both and tool.name == "tidings-static")
+    ]
+
+
 def mirrors(results: Results) -> Table:
     """What a mirror pays for one publish, in the mean."""
     names = ["tool", "files written", "changed", "deleted"]
     names += ["bytes written", "second tier's rsync", "made in"]
     rows: list[list[str]] = []
     own = set()
-    for tool in results.tools:
-        publishes = results.churn(tool.name)
-        if not publishes:
-            continue
+    for tool, publishes in churned(results):
         if tool.name.startswith("tidings"):
             own.add(len(rows))
         count = len(publishes)

@@ -19,7 +19,7 @@ from tidings_chunkstore.errors import LocalError
 
 from ..history import Version, VersionFile
 from ..process import Usage, run
-from .base import FileRival, link_or_copy
+from .base import FileRival, link_or_copy, safe
 
 _MANUAL_CHUNK = 101  # ZCK_MANUAL_CHUNK
 _LEVEL = 1000  # ZCK_ZSTD_COMP_LEVEL
@@ -77,17 +77,17 @@ class Zchunk(FileRival):
         """One for each track, trained on the first version that is published."""
         if not self.dictionary or cuts is None:
             return None
-        made = self.place.bench.work / "dictionaries" / file.track
+        made = self.place.bench.work / "dictionaries" / safe(file.track)
         if not made.exists():
             made.parent.mkdir(exist_ok=True)
-            plain = made.with_suffix(".zck")
+            plain = made.with_name(f"{made.name}.zck")
             write_zck(plain, data, cuts, None)
             try:
                 run(["zck_gen_zdict", plain.name], made.parent)
             except LocalError:
                 made.write_bytes(b"")  # too few chunks to train on
             else:
-                made.with_suffix(".zdict").rename(made)
+                made.with_name(f"{made.name}.zdict").rename(made)
         return made.read_bytes() or None
 
     def _runs(self, version: Version) -> list[int]:
