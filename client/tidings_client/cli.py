@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .sync import PlanResult
     from .trust import TrustSettings
 
-ROUTES = ("auto", "delta", "chunks", "full")
+ROUTES = ("auto", "delta", "reconcile", "chunks", "full")
 
 _JSON = Option("--json", "print one JSON event a line; the last one is the summary or the error")
 _QUIET = Option("--quiet", "print errors only", short="-q")
@@ -101,7 +101,7 @@ SYNC: tuple[Option, ...] = (
     Option("--plan", "show bytes and requests of each route and file; download nothing"),
     Option(
         "--route",
-        "auto (the cheapest), delta, chunks or full",
+        "auto (the cheapest), delta, reconcile, chunks or full",
         Kind.VALUE,
         default="auto",
         choices=ROUTES,

@@ -24,7 +24,7 @@ from tidings_chunkstore.opening import codec_of, open_stream
 from .assemble import TEMPORARY, Done, Proof, Workbench, Wrap, Write
 from .bundle import decode_bundle
 from .local import Destination
-from .plan import SIDE_LIMIT, Bundle, Plan, Question, Route, Task, Wanted, make_plan
+from .plan import SIDE_LIMIT, Bundle, Plan, Question, Reconcile, Route, Task, Wanted, make_plan
 from .remote import Remote
 from .sections import Sections
 from .stock import Stock
@@ -98,7 +98,8 @@ class Obtain:
         self.got = Got()
         self.bad: set[Hashable] = set()
         self.sections = Sections(remote, dest, progress, self.bad, self.blame)
-        self.bundled: dict[ContentId, int] = {}  # contents that came in a bundle, and their bytes
+        # Contents that a server's answer led to, by which route, and their bytes.
+        self.answered: dict[ContentId, tuple[Route, int]] = {}
         self.side_bytes: dict[ContentId, int] = {}  # side contents, and what each has cost
         self.sides_open = False
         self.dry = False  #: nothing is written: for a plan
@@ -112,6 +113,8 @@ class Obtain:
         """Get what the tasks need besides whole files; what cannot be had goes to ``bad``."""
         if planned.bundle is not None:
             self._fetch_bundle(planned.bundle)
+        if planned.reconcile is not None:
+            self._fetch_reconcile(planned.reconcile)
         self.sections.fetch(planned)
 
     def plan(self, items: Sequence[Item]) -> Plan:
@@ -230,7 +233,39 @@ class Obtain:
             except (FormatError, VerificationError) as error:
                 self.progress.note(f"a bundle's delta for {track}: {error}", code=error.code)
                 continue
-            self.bundled[target] = len(section)
+            self.answered[target] = (Route.DELTA, len(section))
+
+    def _fetch_reconcile(self, wanted: Reconcile) -> None:
+        """Ask for deltas against what is here, and rebuild what they lead to."""
+        self.bad.add("reconcile")  # asked once, whatever comes
+        assert self.head is not None
+        from .reconcileroute import fetch
+
+        bench = self.bench
+        try:
+            found = fetch(
+                self.remote,
+                wanted.pack,
+                wanted.tracks,
+                bench.bases,
+                bench.apply,
+                self.progress.note,
+            )
+        except (NetworkError, VerificationError, FormatError, EngineError) as error:
+            self.progress.note(f"no reconcile: {error}", code=error.code)
+            self.blame(f"reconcile-{error.code}")
+            return
+        for one in found:
+            node = self.head.current.contents.get(one.track)
+            try:
+                if node is None or not one.target.startswith(node):
+                    raise FormatError("reconcile led to another content")
+                self.bench.spool(one.produce, one.target)
+            except (FormatError, VerificationError) as error:
+                self.progress.note(f"reconcile of {one.track}: {error}", code=error.code)
+                self.blame(f"reconcile-{error.code}")
+                continue
+            self.answered[one.target] = (Route.RECONCILE, one.size)
 
     # -- tasks -----------------------------------------------------------------------------------
 
@@ -250,6 +285,8 @@ class Obtain:
                 self._derive(task, wraps)
         elif task.route is Route.CURRENT:
             self._from_here(task, wraps)
+        elif task.route is Route.RECONCILE:
+            pass  # asked for when the plan was fetched: what it led to is CURRENT in the next plan
         elif task.route is Route.DELTA:
             self._by_edges(task, wraps, keep)
         else:
@@ -280,8 +317,8 @@ class Obtain:
             self.side_bytes[content] = size
         for path, file in done.items():
             route = task.route
-            if content is not None and content in self.bundled:
-                route, size = Route.DELTA, self.bundled[content]
+            if content is not None and content in self.answered:
+                route, size = self.answered[content]
             used = next((w.recipe.sides for w in task.files if w.path == path and w.recipe), ())
             size += sum(self.side_bytes.pop(side, 0) for side in used)
             self.got.done[path] = file

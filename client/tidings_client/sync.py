@@ -23,7 +23,7 @@ from .trust import TrustSettings
 if TYPE_CHECKING:
     from .remote import HeadAnswer, Remote
 
-ROUTES = ("auto", "delta", "chunks", "full")
+ROUTES = ("auto", "delta", "reconcile", "chunks", "full")
 
 
 class Progress(Protocol):
