@@ -158,11 +158,13 @@ class _Survey:
 
 
 def claimed(tocs: Tocs) -> set[ContentId]:
-    """The contents that some pack says it holds, whether or not they can be had."""
+    """The contents that ought to be stored: all but those of opaque files."""
     found: set[ContentId] = set()
     for _, toc in tocs:
         edged = {edge.track for edge in toc.edges}
+        edged |= {file.track for file in toc.snapshot.files if file.recipe is not None}
         found |= {c.id for c in toc.snapshot.contents if c.index is not None or c.track in edged}
+        found |= {side for f in toc.snapshot.files if f.recipe for side in f.recipe.sides}
         found |= {c.id for c in toc.kept}
     return found
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from . import index
-from .chunker import chunk_id
+from .chunker import chunk_id, chunk_ids, cuts, params_for
 from .errors import FormatError, StoreError
 from .frames import FrameReader, FrameWriter
 from .ids import ChunkId, ContentId, FileId
@@ -27,6 +27,8 @@ from .store import Store
 
 #: A chunk from elsewhere by the first bytes of its id (5 or more), None where it is not known.
 Supplier = Callable[[bytes], bytes | None]
+#: A whole content that cannot be had by its index, None where it is not known.
+Rescuer = Callable[[ContentId], bytes | None]
 
 
 def _nothing(_: bytes) -> bytes | None:
@@ -184,6 +186,16 @@ class _Rewrite:
         )
         return index.encode(replace(chunk_list, frames=frames))
 
+    def whole(self, content: ContentId, data: bytes) -> bytes:
+        """The index of a content that is stored anew."""
+        params = params_for(len(data), len(data))
+        ends = cuts(data, params)
+        size = index.id_size_for(len(ends))
+        ids = b"".join(id_[:size] for id_ in chunk_ids(data, ends))
+        starts = [0, *ends[:-1]] if ends else []
+        frames = tuple(self._made(data[i:j]) for i, j in zip(starts, ends, strict=True))
+        return index.encode(index.Index(content, len(data), params, size, ids, frames))
+
 
 def compose(
     store: Store,
@@ -195,6 +207,7 @@ def compose(
     victims: Iterable[PackName],
     *,
     supply: Supplier = _nothing,
+    rescue: Rescuer = _nothing,
     salvage: bool = False,
 ) -> Rewritten:
     """The pack of snapshot *serial*, which is *current* again; afterwards no content in *contents*
@@ -207,18 +220,25 @@ def compose(
     )
     encoded: dict[ContentId, bytes] = {}
     lost: dict[ContentId, str] = {}
+    sizes: dict[ContentId, int] = {}
     for content in contents:
-        stored = reach.found[content]
-        if stored.index is None:
-            continue
-        try:
-            data = work.index(stored.index)
-        except StoreError as error:
-            if not salvage:
-                raise
-            lost[content] = str(error)
-            continue
-        encoded[content] = data
+        stored = reach.found.get(content)
+        why = "it is not to be found"
+        if stored is not None and stored.index is not None:
+            try:
+                encoded[content] = work.index(stored.index)
+                sizes[content] = stored.size
+                continue
+            except StoreError as error:
+                if not salvage:
+                    raise
+                why = str(error)
+        rescued = rescue(content) if salvage else None
+        if rescued is not None:
+            encoded[content] = work.whole(content, rescued)
+            sizes[content] = len(rescued)
+        elif salvage:
+            lost[content] = why
     places = {content: work.writer.add(data) for content, data in encoded.items()}
     name, toc = current
     own = {c.id for c in toc.snapshot.contents}
@@ -236,7 +256,7 @@ def compose(
         ),
     )
     kept = tuple(
-        Content("", content, reach.found[content].size, place)
+        Content("", content, sizes[content], place)
         for content, place in places.items()
         if content not in own
     )

@@ -1,0 +1,151 @@
+"""repair: what comes back from where, and what is said to be lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from support.stores import DyingBackend, History, KilledError, PackFolder, assert_whole
+from tidings_chunkstore import gc
+from tidings_chunkstore.backends.base import HEAD_NAME
+from tidings_chunkstore.check import check
+from tidings_chunkstore.errors import InputError
+from tidings_chunkstore.publisher import Options as PublishOptions
+from tidings_chunkstore.repair import repair
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> History:
+    history = History(tmp_path_factory.mktemp("origin") / "repo")
+    history.options = PublishOptions(keep=4)
+    history.steps(5)
+    return history
+
+
+@pytest.fixture
+def history(origin: History, tmp_path: Path) -> History:
+    return origin.copy(tmp_path / "repo")
+
+
+def test_nothing_to_do(history: History) -> None:
+    before = history.listing()
+    report = repair(history.backend)
+    assert report.whole
+    assert report.after is None
+    assert history.listing() == before
+    with pytest.raises(InputError):
+        repair(History(history.root / "none", 0).backend)
+
+
+def test_packs_come_from_another_mirror(history: History, origin: History) -> None:
+    names = sorted(history.packs())
+    before = {name: (history.folder / name).read_bytes() for name in names}
+    history.flip(names[0], 500)
+    history.flip(names[4], 20)
+    (history.folder / names[2]).unlink()
+    liar = PackFolder(origin.folder, lies=names)
+    report = repair(history.backend, [PackFolder(history.root), liar, PackFolder(origin.folder)])
+    assert report.whole
+    assert sorted(report.restored) == [names[0], names[2], names[4]]
+    assert sorted(report.refused) == sorted(report.restored)
+    assert report.lost == {}
+    assert {name: (history.folder / name).read_bytes() for name in names} == before
+    assert_whole(history.store, history.published)
+
+
+def test_a_head_comes_from_the_packs(history: History) -> None:
+    path = history.folder / HEAD_NAME
+    before = path.read_bytes()
+    for damage in (b"{}", before.replace(b'"timestamp":1', b'"timestamp":3'), None):
+        path.unlink()
+        if damage is not None:
+            path.write_bytes(damage)
+        report = repair(history.backend)
+        assert report.head_rebuilt
+        assert report.whole
+        assert history.serials()[-4:] == [2, 3, 4, 5]
+        assert_whole(history.store, history.published)
+
+
+def test_chunks_come_from_the_published_files(history: History) -> None:
+    """One flipped byte in the first pack, which everything rests on: no snapshot is lost."""
+    facts = gc.gather(history.store, gc.Options())
+    first = min(facts.sizes, key=lambda name: name.serial)
+    current = history.head().content("primary")
+    assert current is not None
+    assert current.index is not None
+    frames = history.store.read_index(current.index).frames
+    frame = next(f for f in frames if f.span.pack == first)
+    history.flip(str(first), frame.span.offset + frame.span.length // 2)
+    report = repair(history.backend, root=history.root)
+    assert report.whole
+    assert 1 <= report.remade <= 2  # the frame, and a small content that was a delta in it
+    assert report.lost == {}
+    assert report.published is None
+    assert report.condemned == [str(first)]
+    assert history.serials() == [2, 3, 4, 5, 6]
+    assert_whole(history.store, {**history.published, 6: history.published[5]})
+    gc.run(history.backend, gc.Options(grace=0))
+    assert str(first) not in history.packs()
+    assert check(history.backend).findings == ()
+    assert_whole(history.store)
+
+
+def test_what_is_lost_is_said(history: History) -> None:
+    now = history.head()
+    middle = now.states[1]
+    history.flip(str(middle.pack), 40)
+    report = repair(history.backend)
+    assert report.whole
+    assert middle.serial in report.lost
+    assert middle.serial not in history.serials()
+    assert_whole(history.store)
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
+def test_any_damaged_pack_with_the_published_files(history: History, part: float) -> None:
+    for name in sorted(history.packs()):
+        twin = history.copy(history.root.parent / name)
+        size = (twin.folder / name).stat().st_size
+        twin.flip(name, int(size * part))
+        report = repair(twin.backend, root=twin.root)
+        assert report.whole, name
+        assert twin.head().serial > 5 or not report.before.damaged
+        assert_whole(twin.store)
+        current = twin.files()
+        assert {file.path for file in twin.head().files} == set(current)
+        twin.step()
+        assert_whole(twin.store)
+        assert not check(twin.backend).damaged
+
+
+def test_everything_is_lost(history: History) -> None:
+    for name in history.packs():
+        (history.folder / name).write_bytes(b"gone")
+    report = repair(history.backend)
+    assert not report.whole
+    report = repair(history.backend, root=history.root)
+    assert report.published is not None
+    assert history.head().serial == 6
+    assert_whole(history.store, {6: history.published[5]})
+
+
+def test_killed_at_every_write(history: History, origin: History) -> None:
+    names = sorted(history.packs())
+    for after in (False, True):
+        fatal = 0
+        while True:
+            fatal += 1
+            twin = history.copy(history.root.parent / f"{after}{fatal}")
+            twin.flip(names[0], 3000)
+            twin.flip(names[3], 40)
+            backend = DyingBackend(twin.folder, fatal, after)
+            try:
+                repair(backend, root=twin.root)
+            except KilledError:
+                assert repair(twin.backend, root=twin.root).whole
+                assert_whole(twin.store)
+                continue
+            assert fatal > 3
+            break
