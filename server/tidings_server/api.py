@@ -188,20 +188,21 @@ async def get_delta(
         raise Refused(404, error.code, str(error)) from error
     except TidingsError as error:
         raise Refused(500, error.code, "the bundle was not made") from error
-    return _Kept(mirror.objects, path)
+    return Kept(mirror.objects, path)
 
 
-class _Kept(Response):
-    """A file of the cache, answered as any immutable object is."""
+class Kept(Response):
+    """A file of the cache, answered as objects are."""
 
-    def __init__(self, objects: Objects, path: Path) -> None:
+    def __init__(self, objects: Objects, path: Path, *, immutable: bool = True) -> None:
         super().__init__()
         self._objects = objects
         self._path = path
+        self._immutable = immutable
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer."""
-        await self._objects.send_kept(self._path, scope, receive, send)
+        await self._objects.send_kept(self._path, scope, receive, send, immutable=self._immutable)
 
 
 def _pieces(batch: frames.Batch, entries: dict[PackName, Entry]) -> Iterator[bytes]:

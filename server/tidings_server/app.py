@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from . import logs, reconcile
+from . import casync_routes, logs, reconcile
 from .api import Refused, Shared, router
 from .bundles import Bundles, default_folder
 from .objects import Message, Objects, Receive, Scope, Send, plain
@@ -85,6 +85,8 @@ def _api(shared: Shared) -> FastAPI:
     api.include_router(router)
     if shared.bundles is not None and shared.settings.serve.reconcile:
         api.include_router(reconcile.make_router(reconcile.Reconciler(shared.bundles)))
+    if shared.bundles is not None and shared.settings.serve.casync:
+        api.include_router(casync_routes.make_router(casync_routes.Casync(shared.bundles)))
     api.add_exception_handler(Refused, _refused)
     api.add_exception_handler(HTTPException, _http_error)
     return api

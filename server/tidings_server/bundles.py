@@ -31,7 +31,9 @@ log = logging.getLogger("tidings.bundles")
 RETRY_AFTER = 10  #: seconds, told to who was sent away
 _PATIENCE = 25.0  # seconds a request waits for its bundle; the making goes on
 _LONGEST = 300.0  # seconds one making may take
-SUFFIX = ".tdb"  #: of what the cache holds
+SUFFIX = ".tdb"  #: of bundles, and what is kept like them
+#: Of all that lies in the cache; the blobs are those that casync's chunks are read from.
+SUFFIXES = (SUFFIX, ".caibx", ".blob")
 #: Exit code of the maker for "not retained"; anything else but 0 is a failure.
 NOT_RETAINED = 44
 
@@ -101,8 +103,8 @@ class Bundles:
     """The bundles of one server process. *most* bytes are kept in *folder*; *queue* may wait."""
 
     def __init__(self, folder: Path, *, most: int, queue: int, at_once: int = 1) -> None:
-        self._folder = folder
-        self._most = most
+        self.folder = folder
+        self.most = most
         self._queue = queue
         self._slots = asyncio.Semaphore(at_once)
         self._making: dict[str, asyncio.Task[Path]] = {}
@@ -112,7 +114,7 @@ class Bundles:
 
         Raises Busy, NotRetained, LocalError, and TidingsError when making it failed.
         """
-        path = self._folder / wanted.name
+        path = self.folder / wanted.name
         if await asyncio.to_thread(_touch, path):
             return path
         task = self._making.get(wanted.name)
@@ -175,24 +177,24 @@ class Bundles:
 
     def _prepare(self) -> None:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise explain(error, self._folder) from error
+            raise explain(error, self.folder) from error
 
     def _prune(self, newest: str) -> None:
         """Delete the bundles used least recently, as far as the limit asks; never *newest*."""
         found = []
-        with os.scandir(self._folder) as entries:
+        with os.scandir(self.folder) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):  # another process prunes too
                     status = entry.stat()
-                    if entry.name.endswith(SUFFIX):
+                    if entry.name.endswith(SUFFIXES):
                         found.append((status, entry))
                     elif entry.name.startswith(".tmp-") and status.st_mtime < time.time() - 3600:
                         os.unlink(entry.path)  # of a process that was killed
         kept = sum(status.st_size for status, _ in found)
         for status, entry in sorted(found, key=lambda item: item[0].st_atime_ns):
-            if kept <= self._most:
+            if kept <= self.most:
                 break
             if entry.name != newest:
                 Path(entry.path).unlink(missing_ok=True)

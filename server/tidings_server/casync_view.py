@@ -129,7 +129,7 @@ class CasyncView:
 
     def index(self, blob: Digest, sizes: ChunkSizes) -> CasyncIndex:
         """The index of *blob*. Raises what the provider raises, LocalError, EngineError."""
-        name = _name(blob, sizes)
+        name = index_name(blob, sizes)
         found = self._known(name)
         if found is not None:
             return found
@@ -153,7 +153,7 @@ class CasyncView:
         Raises UnsettledError when there is more to index than one call may (the work done is
         kept), StoreError when a content's bytes are not those its index was made of.
         """
-        names = {_name(blob, sizes): blob for blob in blobs}
+        names = {index_name(blob, sizes): blob for blob in blobs}
         with self._holding:
             recent = {name: place for place, name in enumerate(reversed(self._held))}
         missing = []
@@ -214,7 +214,7 @@ class CasyncView:
             stream.seek(offset)
             data = stream.read(length)
         if CasyncId.of(data) != wanted:
-            self._forget(_name(blob, index.sizes))  # which of the two is wrong, it cannot tell
+            self._forget(index_name(blob, index.sizes))  # which of the two is wrong, it cannot tell
             message = f"content {blob.hex()}: {length} bytes from {offset} are not its chunk's"
             raise StoreError(message, code="casync-chunk", offset=offset, length=length)
         return encode_chunk(data)
@@ -278,6 +278,11 @@ def _suffix(sizes: ChunkSizes) -> str:
     return f"{sizes.avg}-{sizes.rule}.caibx"
 
 
-def _name(blob: Digest, sizes: ChunkSizes) -> str:
+def index_name(blob: Digest, sizes: ChunkSizes) -> str:
     """The file that keeps an index."""
     return f"{blob.hex()}-{_suffix(sizes)}"
+
+
+def blob_name(blob: Digest) -> str:
+    """The file that keeps an opened blob beside its indexes."""
+    return f"{blob.hex()}.blob"

@@ -49,8 +49,8 @@ _BLOCK = 512 * KIB
 _HASHED = 1 * MIB  # published files up to this size have their hash as entity tag
 _STALL = 120.0  # seconds in which a client must take a block
 
-_IMMUTABLE = b"public, max-age=31536000, immutable, no-transform"
-_REVALIDATE = b"no-cache, no-transform"
+IMMUTABLE = b"public, max-age=31536000, immutable, no-transform"
+REVALIDATE = b"no-cache, no-transform"
 #: A file whose name holds a whole checksum never changes under it (createrepo_c's unique names,
 #: apt's by-hash).
 _HASH_NAMED = re.compile(r"(?:^|[-/])[0-9a-f]{32,128}(?:[-.]|$)")
@@ -200,15 +200,14 @@ class Objects:
                 if not self._pack_holds(descriptor, target.pack, version, path):
                     return None
                 etag = b'"%b"' % target.pack.id.hex().encode()
-                return self._make(path, version, found, etag, _ANY, _IMMUTABLE, 1)
+                return self._make(path, version, found, etag, _ANY, IMMUTABLE, 1)
             etag = b'"%x-%x"' % (found.st_mtime_ns, found.st_size)
             if found.st_size <= _HASHED:
                 data = os.pread(descriptor, _HASHED, 0)
                 etag = b'"%b"' % hashlib.sha256(data).hexdigest()[:24].encode()
             name = target.parts[-1]
             kind = _TYPES.get(os.path.splitext(name)[1], _ANY)
-            unique = _HASH_NAMED.search("/".join(target.parts[-3:])) is not None
-            cache = _IMMUTABLE if unique else _REVALIDATE
+            cache = IMMUTABLE if is_hash_named("/".join(target.parts[-3:])) else REVALIDATE
             return self._make(path, version, found, etag, kind, cache, MOST_RANGES)
         finally:
             os.close(descriptor)
@@ -287,22 +286,28 @@ class Objects:
         """A pack of a repository, checked. Raises PermissionError."""
         return await self._entry(f"/{quote(repository)}/tidings/{name}".encode())
 
-    async def send_kept(self, path: Path, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with a file that is named by what made it, and never changes."""
+    async def send_kept(
+        self, path: Path, scope: Scope, receive: Receive, send: Send, *, immutable: bool = True
+    ) -> None:
+        """Answer with a file that is named by what made it, and never changes.
+
+        Not *immutable*: the address may lead to another file tomorrow.
+        """
         loop = asyncio.get_running_loop()
         asked = {name: value for name, value in scope["headers"] if name in _ASKED}
         try:
-            entry = await loop.run_in_executor(self._pool, self._kept, path)
+            entry = await loop.run_in_executor(self._pool, self._kept, path, immutable)
             await self._answer(entry, scope["method"], asked, receive, send)
         except FileNotFoundError:  # it fell to the cache's limit this moment
             await plain(send, 503, b"gone\n", [(b"retry-after", b"1")])
 
-    def _kept(self, path: Path) -> Entry:
+    def _kept(self, path: Path, immutable: bool) -> Entry:
         found = os.stat(path)
         etag = b'"%b"' % path.stem.encode()
         # Without its times: that it was used now is written into them.
         version = signature(found)[:3]
-        return self._make(str(path), version, found, etag, _ANY, _IMMUTABLE, 1)
+        cache = IMMUTABLE if immutable else REVALIDATE
+        return self._make(str(path), version, found, etag, _ANY, cache, 1)
 
     # -- answers -----------------------------------------------------------------------------------
 
@@ -470,6 +475,11 @@ def pread(descriptor: int, offset: int, length: int) -> bytes:
             raise OSError(f"a file ends at {offset + len(data)}, not at {offset + length}")
         data += more
     return data
+
+
+def is_hash_named(path: str) -> bool:
+    """Whether a checksum in the name says that the file never changes under it."""
+    return _HASH_NAMED.search(path) is not None
 
 
 def with_features(stored: bytes, features: dict[str, int]) -> bytes:

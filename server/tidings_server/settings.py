@@ -200,7 +200,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(("serve",), "port", _whole(0, 65535), "port to listen on; 0 takes a free one"),
     Setting(("serve",), "workers", _whole(1, 256), "processes"),
     Setting(("serve",), "memory", _bytes, "memory for hot objects, for each process"),
-    Setting(("serve",), "cache", _folder, "folder for delta bundles made on request"),
+    Setting(("serve",), "cache", _folder, "folder for what is made on request"),
     Setting(("serve",), "cache_size", _bytes, "most that this folder may hold"),
     Setting(("serve",), "bundle_queue", _whole(0, 1024), "bundles in the making; 0 makes none"),
     Setting(("serve",), "reconcile", flag, "deltas also against bases that are not retained"),
