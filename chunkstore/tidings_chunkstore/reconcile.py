@@ -169,14 +169,15 @@ def decode_list(data: delta.Buffer) -> CoarseList:
     reader = Reader(memoryview(data), what)
     reader.expect(LIST_MAGIC)
     target = ContentId(bytes(reader.take(ContentId.SIZE)))
-    size = reader.uvarint(LIMITS.content)
+    size = reader.uvarint(LIMITS.reconcile_content)
     if reader.uvarint() != _CHUNKER:
         raise FormatError(f"{what}: unknown chunker")
     numbers = [reader.uvarint(LIMITS.chunk) for _ in range(6)]
     coarse, fine = ChunkerParams.of(*numbers[:3]), ChunkerParams.of(*numbers[3:])
-    if coarse.avg < COARSE.avg // 4 or fine.avg < FINE.avg // 4 or coarse.avg < fine.avg:
+    if coarse.min < COARSE.min // 2 or fine.min < FINE.min // 4 or coarse.avg < fine.avg:
         raise FormatError(f"{what}: pieces of {coarse.avg} and {fine.avg} bytes")
-    count = reader.uvarint(reader.left)
+    # No chunk but the last is shorter than the minimum.
+    count = reader.uvarint(size // coarse.min + 1)
     id_size = reader.fixed(1)
     if id_size not in _COARSE_IDS:
         raise FormatError(f"{what}: ids of {id_size} bytes")
