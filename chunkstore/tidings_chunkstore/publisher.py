@@ -12,7 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -149,6 +149,13 @@ class _Publish:
     _contents: dict[str, Content] = field(default_factory=dict)
     _files: list[File] = field(default_factory=list)
     _small: list[tuple[str, ContentId, bytes]] = field(default_factory=list)
+    _head: head.Head | None = None
+    _last: Toc | None = None
+    _tocs: Sequence[tuple[PackName, Toc]] = ()
+    _pool: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(max_workers=os.cpu_count() or 1)
+    )
+    _ahead: dict[ContentId, Future[bytes]] = field(default_factory=dict)
 
     def run(self) -> Report:
         """Under the lock: pack, then head."""
@@ -175,9 +182,10 @@ class _Publish:
         self._located = self.store.locate(tocs)
         serial = self._next_serial(before, before_bytes)
         packer = packing.Packer(serial, self._known(before, tocs))
-        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        self._head, self._last, self._tocs = before, last, tocs
+        with self._pool:
             for source in sources:
-                self._take(source, last, before, tocs, packer, pool)
+                self._take(source, packer)
         snapshot = self._snapshot(before, serial)
         name, pieces, toc = packer.finish(snapshot, before.serial if before else None)
 
@@ -304,23 +312,16 @@ class _Publish:
         # Release goes before InRelease, which is mostly the same text and is made from it.
         return sorted(found, key=lambda s: (s.file.rank, s.file.track == "inrelease"))
 
-    def _take(
-        self,
-        source: _Source,
-        last: Toc | None,
-        before: head.Head | None,
-        tocs: Sequence[tuple[PackName, Toc]],
-        packer: packing.Packer,
-        pool: ThreadPoolExecutor,
-    ) -> None:
+    def _take(self, source: _Source, packer: packing.Packer) -> None:
         """Add one file, and its content where it is new."""
         file = source.file
-        old = last.snapshot if last else None
+        old = self._last.snapshot if self._last else None
         same = next((f for f in old.files if f.sha256 == source.id), None) if old else None
-        if same is not None and old is not None and before is not None:
-            self._keep(source, same, old, before.current.pack)
+        if same is not None and old is not None and self._head is not None:
+            self._keep(source, same, old, self._head.current.pack)
             return
         self.progress(f"reading {file.path}")
+        self._read_ahead(file.track)
         published = source.read()
         codec = codec_of(file.path, published[:16])
         content = published
@@ -333,21 +334,21 @@ class _Publish:
                 self._add_file(source, self._opaque(file, published), None)
                 return
         hint = next((f.recipe for f in old.files if f.type == file.type), None) if old else None
-        proof = pool.submit(recipes.find, published, content, codec, hint)
+        proof = self._pool.submit(recipes.find, published, content, codec, hint)
         if hint is None and proof.result() is None:
             self._add_file(source, self._opaque(file, published), None)
             return
         # With a recipe that held last time, the proof runs beside the chunking and the delta.
         content_id = ContentId.of(content)
         track = self._track_for(file, content_id)
-        self._store(track, content_id, content, source.size, before, tocs, packer)
+        self._store(track, content_id, content, source.size, packer)
         found = proof.result()
         if found is None:
             self._add_file(source, self._opaque(file, published), None)
             return
         for number, (side, data) in enumerate(found.sides.items()):
             side_track = f"{track}.{file.type}.side{number}"
-            self._store(side_track, side, data, len(data), before, tocs, packer)
+            self._store(side_track, side, data, len(data), packer)
         self._add_file(source, track, found.recipe)
 
     def _add_file(self, source: _Source, track: str, recipe: Recipe | None) -> None:
@@ -390,13 +391,12 @@ class _Publish:
         content: ContentId,
         data: bytes,
         published_size: int,
-        before: head.Head | None,
-        tocs: Sequence[tuple[PackName, Toc]],
         packer: packing.Packer,
     ) -> None:
         if track in self._contents:
             return  # another wrapping of the same content
-        by_serial = {toc.snapshot.serial: (name, toc) for name, toc in tocs}
+        before = self._head
+        by_serial = {toc.snapshot.serial: (name, toc) for name, toc in self._tocs}
         previous = None
         depth = 1
         if before is not None:
@@ -414,7 +414,7 @@ class _Publish:
         self.progress(f"delta for {track}")
         packer.connect(track, content, data, published_size, previous, self._small)
         self.progress(f"chunking {track}")
-        packer.add(track, content, data, published_size, self._pinned(track, tocs), depth)
+        packer.add(track, content, data, published_size, self._pinned(track), depth)
         for state in before.states[-1 - self.options.direct : -1] if before else ():
             entry = by_serial.get(state.serial)
             older = entry[1].snapshot.content(track) if entry else None
@@ -428,10 +428,10 @@ class _Publish:
         if len(data) <= packing.SMALL:
             self._small.append((track, content, data))
 
-    def _pinned(self, track: str, tocs: Sequence[tuple[PackName, Toc]]) -> packing.Pinned | None:
+    def _pinned(self, track: str) -> packing.Pinned | None:
         """What the newest index of the track settled, if there is one."""
-        there = {name for name, _ in tocs}
-        for name, toc in reversed(tocs):
+        there = {name for name, _ in self._tocs}
+        for name, toc in reversed(self._tocs):
             old = toc.snapshot.content(track)
             place = old.index.within(name) if old is not None and old.index else None
             if place is None or place.pack not in there:
@@ -443,7 +443,16 @@ class _Publish:
         return None
 
     def _base(self, serial: int, content: ContentId) -> packing.Base:
+        ahead = self._ahead.pop(content, None)
+        if ahead is not None:
+            return packing.Base(serial, content, ahead.result)
         return packing.Base(serial, content, lambda: self.store.content(content, self._located))
+
+    def _read_ahead(self, track: str) -> None:
+        """Read the track's last content beside opening the new one: the delta will want it."""
+        old = self._last.snapshot.content(track) if self._last else None
+        if old is not None and old.id in self._located and track not in self._contents:
+            self._ahead[old.id] = self._pool.submit(self.store.content, old.id, self._located)
 
     def _snapshot(self, before: head.Head | None, serial: int) -> Snapshot:
         listing = self.tree.listing

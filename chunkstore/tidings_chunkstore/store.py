@@ -41,6 +41,7 @@ class Store:
         self.backend = backend
         self._tocs: dict[PackName, pack.Toc] = {}
         self._dictionaries: dict[Span, bytes] = {}
+        self._indexes: dict[Span, index.Index] = {}
 
     def read_head_bytes(self) -> bytes | None:
         """head.json as it lies there, None where there is none."""
@@ -139,10 +140,12 @@ class Store:
 
     def read_index(self, span: Span) -> index.Index:
         """Raises StoreError when the index is damaged."""
-        try:
-            return index.decode(self.read_span(span), span.pack)
-        except FormatError as error:
-            raise StoreError(f"{span.pack}: {error}", name=str(span.pack)) from error
+        if span not in self._indexes:
+            try:
+                self._indexes[span] = index.decode(self.read_span(span), span.pack)
+            except FormatError as error:
+                raise StoreError(f"{span.pack}: {error}", name=str(span.pack)) from error
+        return self._indexes[span]
 
     def read_dictionary(self, span: Span | None) -> bytes:
         """The dictionary at *span*, opened; empty for None. Raises StoreError."""
