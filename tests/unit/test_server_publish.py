@@ -8,8 +8,9 @@ import pytest
 
 from support.repos import evolve, packages, rpm_md
 from tidings_chunkstore.errors import InputError, TidingsError, UnsettledError
+from tidings_chunkstore.publisher import Options
 from tidings_server import publish
-from tidings_server.publish import Job, Options
+from tidings_server.publish import Job
 from tidings_server.settings import PublishSettings, RepoSettings
 
 FEW = packages(12)
