@@ -401,7 +401,10 @@ class Rig:
             if self.metalink
             else f"baseurl={self.origin.url}"
         )
-        more = ["repo_gpgcheck=1", f"gpgkey=file://{self.key.public}"] if self.key else []
+        more = []
+        if self.key is not None:
+            shutil.copy(self.key.public, self.folder / "home" / "key.asc")
+            more = ["repo_gpgcheck=1", f"gpgkey=file://{self.folder}/home/key.asc"]
         (etc / "repos" / "many.repo").write_text(
             "\n".join(["[many]", "name=Many", where, *more, *self.repo_lines]) + "\n"
         )

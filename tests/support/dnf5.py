@@ -41,6 +41,12 @@ class Rig5(Rig):
         self.chroot = chroot_folder()
         super().__post_init__()
 
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        place = Path(f"{self.chroot}{self.folder}")
+        if place.is_dir():
+            place.rmdir()  # its mounts were other namespaces'
+
     def configure(self, **main: str) -> None:
         super().configure(**main)
         home = self.folder / "home"
@@ -72,7 +78,6 @@ class Rig5(Rig):
             set -e
             mount --make-rprivate /
             mkdir -p {root}{folder}
-            trap 'umount {root}{folder}; rmdir {root}{folder}' EXIT
             mount --rbind / {root}/host
             mount --bind {folder} {root}{folder}
             mount --bind /proc {root}/proc
