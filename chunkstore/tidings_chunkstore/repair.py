@@ -60,6 +60,7 @@ class RepairReport:
     condemned: list[str] = field(default_factory=list)  #: damaged packs that go, now or by gc
     lost: dict[int, dict[str, str]] = field(default_factory=dict)  #: serial -> track -> why
     published: publisher.Report | None = None
+    unpublished: str = ""  #: why the published files were of no use
 
     @property
     def whole(self) -> bool:
@@ -88,6 +89,12 @@ def repair(
         report = RepairReport(check(backend, progress=progress))
         if not (report.before.damaged or report.before.damaged_packs):
             return report
+        if root is not None:
+            try:
+                read_tree(root, None)
+            except InputError as error:
+                report.unpublished = str(error)
+                root = None
         work = _Repair(backend, sources, root, progress, report)
         now = work.run()
     if root is not None:

@@ -149,3 +149,11 @@ def test_killed_at_every_write(history: History, origin: History) -> None:
                 continue
             assert fatal > 3
             break
+
+
+def test_published_files_that_do_not_fit_are_of_no_use(history: History) -> None:
+    history.flip(min(history.packs()), 500)
+    next((history.root / "repodata").glob("*-primary.xml.gz")).unlink()
+    report = repair(history.backend, root=history.root)
+    assert "primary" in report.unpublished
+    assert report.published is None
