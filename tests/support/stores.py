@@ -123,9 +123,9 @@ def assert_whole(store: Store, published: dict[int, dict[str, bytes]] | None = N
                 sides = {side: contents[side] for side in file.recipe.sides}
                 made = b"".join(recipe.run(file.recipe, [contents[entry.id]], sides))
                 assert made == expected
-    for content in now.contents:
-        if content.index is not None:
-            chunk_list = store.read_index(content.index)
+    for place in (content.index for content in now.contents):
+        if place is not None:
+            chunk_list = store.read_index(place)
             data = b"".join(store.chunks(chunk_list))
             assert ContentId.of(data) == chunk_list.content
     for edge in now.edges:
