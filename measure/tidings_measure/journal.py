@@ -26,6 +26,7 @@ class Journal:
         self.updates: dict[tuple[str, int, str], Update] = {}
         self.publishes: dict[tuple[str, str], Publish] = {}
         self.notes: dict[str, list[str]] = {}
+        self.declined: set[tuple[str, int, str]] = set()  #: updates that a tool does not do
         good = 0
         if self._file.exists():
             data = self._file.read_bytes()
@@ -55,6 +56,11 @@ class Journal:
         self._write({"publish": asdict(publish)})
         self._take({"publish": asdict(publish)})
 
+    def decline(self, tool: str, lag: int, version: str) -> None:
+        """Keep that *tool* does not do this update."""
+        self._write({"declined": [tool, lag, version]})
+        self._take({"declined": [tool, lag, version]})
+
     def note(self, tool: str, text: str) -> None:
         """Keep a note, once."""
         if text not in self.notes.get(tool, []):
@@ -68,6 +74,9 @@ class Journal:
         elif "publish" in entry:
             publish = Publish(**entry["publish"])
             self.publishes[publish.tool, publish.version] = publish
+        elif "declined" in entry:
+            tool, lag, version = entry["declined"]
+            self.declined.add((tool, lag, version))
         elif "note" in entry:
             tool, text = entry["note"]
             self.notes.setdefault(tool, []).append(text)

@@ -97,6 +97,7 @@ def replay(
             raise InputError(f"unknown tool {name[:40]!r}; there are {', '.join(TOOLS)}")
     if any(lag < 1 for lag in lags) or (steps is not None and steps < 1):
         raise InputError("lags and steps are 1 or more")
+    out = out.absolute()  # programs run in folders of their own
     work = out / "work"
     source = History(history, work / "contents", types)
     versions = source.versions
@@ -192,7 +193,8 @@ class _Run:
         versions = self.history.versions
         targets = {case.target for case in self.wanted}
         left = [case for case in self.wanted if not self._has(case)]
-        if not left and all((name, versions[t].name) in self.journal.publishes for t in targets):
+        published = {version for tool, version in self.journal.publishes if tool == name}
+        if not left and all(versions[target].name in published for target in targets):
             self._say(len(self.wanted), f"{self.contender.title}: done before")
             return
         self.work.mkdir(parents=True, exist_ok=True)
@@ -221,8 +223,8 @@ class _Run:
         )
 
     def _has(self, case: Case) -> bool:
-        version = self.history.versions[case.target].name
-        return (self.contender.name, case.lag, version) in self.journal.updates
+        key = (self.contender.name, case.lag, self.history.versions[case.target].name)
+        return key in self.journal.updates or key in self.journal.declined
 
     def _say(self, done: int, text: str, *, note: bool = False) -> None:
         self.listener(Event(self.done + done, self.total, text, note))
@@ -240,7 +242,8 @@ class _Run:
         seconds = time.monotonic() - started
         after = churn.read_state(self.contender.tree)
         moved = churn.second_tier(self.contender.tree, self.work / "second-tier", self.work)
-        if measured and before is not None:
+        known = (name, version.name) in self.journal.publishes
+        if measured and before is not None and not known:
             seen = churn.difference(churn.load_state(kept), after)
             self.journal.publish(
                 Publish(name, version.name, **asdict(seen), second_tier=moved, seconds=seconds)
@@ -276,6 +279,7 @@ class _Run:
             place = getattr(self.contender, "place", None)
             for text in getattr(place, "notes", ()):
                 self.journal.note(self.contender.name, text)
+            self.journal.decline(self.contender.name, case.lag, target.name)
             return
         self.journal.update(
             Update(

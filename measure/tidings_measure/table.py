@@ -62,7 +62,9 @@ class Table:
         lines = [f"| {' | '.join(self.names)} |"]
         lines.append("|" + "|".join(["---"] + ["---:"] * (len(self.names) - 1)) + "|")
         for number, row in enumerate(self.rows):
-            cells = [f"**{cell}**" for cell in row] if number in self.own else row
+            cells = [cell.replace("|", "\\|") for cell in row]
+            if number in self.own:
+                cells = [f"**{cell}**" for cell in cells]
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
 

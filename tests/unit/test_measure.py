@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from tidings_measure import (
     to_json,
 )
 from tidings_measure.churn import Difference, difference, read_state
+from tidings_measure.cli import COMMANDS
 from tidings_measure.history import History, changed, copy_publish
 from tidings_measure.journal import Journal
 from tidings_measure.link import Link, site_bytes
@@ -35,9 +37,10 @@ from tidings_measure.plots import draw
 from tidings_measure.process import ProgramError, Usage, run
 from tidings_measure.report import summary, write
 from tidings_measure.results import Cost as CostOf
+from tidings_measure.rivals import TOOLS
 from tidings_measure.rivals.zchunk import _cuts
 from tidings_measure.servers import parse_ranges
-from tidings_measure.table import Models, clients, mirrors
+from tidings_measure.table import Models, Table, clients, mirrors
 from tidings_measure.wire import Exchange, Traffic
 
 
@@ -258,6 +261,7 @@ def test_journal_goes_on_after_a_torn_line(tmp_path: Path) -> None:
     journal.update(update)
     journal.publish(publish)
     journal.note("casync", "as it is")
+    journal.decline("casync", 0, "002")
     file = tmp_path / "journal.jsonl"
     whole = file.read_bytes()
     file.write_bytes(whole + b'{"update": {"tool"')
@@ -265,6 +269,7 @@ def test_journal_goes_on_after_a_torn_line(tmp_path: Path) -> None:
     assert list(again.updates.values()) == [update]
     assert list(again.publishes.values()) == [publish]
     assert again.notes == {"casync": ["as it is"]}
+    assert again.declined == {("casync", 0, "002")}
     assert file.read_bytes() == whole
     with pytest.raises(InputError, match="another history"):
         Journal(tmp_path, {"versions": ["1"]})
@@ -359,3 +364,32 @@ def test_results_are_plain_json() -> None:
     raw = json.loads(to_json(results()))
     assert raw["v"] == 1
     assert raw["updates"][0]["cost"]["received"] == 18_000
+
+
+# -- docs -----------------------------------------------------------------------------------------
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "measure.md"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_documented(command: str) -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    title = f"### `tidings-measure{' ' + command if command else ''}`\n\n"
+    rows = text.split(title)[1].split("\n\n")[0].splitlines()[2:]
+    assert rows == [
+        f"| `{o.name}{' ' + o.metavar if o.metavar else ''}` | `{o.env}` | {o.help} |"
+        for o in COMMANDS[command]
+    ]
+
+
+def test_every_tool_is_documented() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8").split("\n## Tools\n")[1].split("\n## ")[0]
+    rows = [row for row in text.splitlines() if row.startswith("| `")]
+    assert [name for row in rows for name in re.findall("`(.*?)`", row.split("|")[1])] == list(
+        TOOLS
+    )
+
+
+def test_a_bar_in_a_title_does_not_split_a_row() -> None:
+    table = Table("", ["tool", "x"], [["diff | gzip", "1"]])
+    assert table.markdown().splitlines()[2] == r"| diff \| gzip | 1 |"
