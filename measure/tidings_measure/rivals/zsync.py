@@ -54,7 +54,7 @@ class Zsync(FileRival):
         usage = run(["zsync", "-q", *seed, "-o", target, url], self.place.client)
         data = target.read_bytes()
         if self.gz and data.startswith(b"\x1f\x8b"):
-            # Small files come as the .gz; opening it is the user's own business, as with the others.
+            # Small files come as the .gz; opening it is not charged, as with the others.
             target.write_bytes(gzip.decompress(data))
         return usage, target
 
