@@ -50,7 +50,7 @@ REQUEST_LIMIT = 1 << 20  #: bytes of a request
 
 _LAYOUT = "rpm-md"
 _REPOMD = "repodata/repomd.xml"
-_HANGS = frozenset({"timeout", "connect", "connection"})
+_HANGS = frozenset({"timeout", "connect", "connection", "closed"})
 _ABSENT = frozenset({"no-tidings", "missing", "forbidden"})
 #: dnf waits for this, so it is short: a mirror that is worth asking answers at once. A trickle ends
 #: after 5 s and what the object's size allows at 10 kB/s.
@@ -291,9 +291,20 @@ def _hurried() -> Iterator[None]:
 class _Hasty(Remote):
     """A mirror that hangs once is left: the other routes lead to the same machine."""
 
+    def __init__(self, urls: Sequence[str], settings: RemoteSettings) -> None:
+        super().__init__(urls, settings)
+        self._patience = settings.total_timeout / 2
+
     def head(self, etag: str | None = None, known: bytes | None = None) -> HeadAnswer:
-        with _hurried():
-            return super().head(etag, known)
+        # A head may be large, so a trickle is within what its size allows; not here.
+        timer = threading.Timer(self._patience, self.close)
+        timer.daemon = True
+        timer.start()
+        try:
+            with _hurried():
+                return super().head(etag, known)
+        finally:
+            timer.cancel()
 
     def ranges(
         self, wanted: Sequence[Wanted], *, check: Check | None = None
