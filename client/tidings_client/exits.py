@@ -60,7 +60,7 @@ TABLE: tuple[Meaning, ...] = (
         "what is offered is older, or less signed, than what is in place",
         "wait for the mirror, or allow it",
     ),
-    Meaning(Exit.STORE, "the store on disk is damaged", "tidings-mirror check --repair"),
+    Meaning(Exit.STORE, "the store on disk is damaged", "tidings-mirror repair"),
     Meaning(Exit.LOCKED, "another process is at work on the same folder", "wait for it"),
     Meaning(Exit.LOCAL, "this machine's disk or permissions", "free space, or change permissions"),
     Meaning(Exit.INTERRUPTED, "interrupted; the old state is in place", "run it again"),

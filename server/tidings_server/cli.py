@@ -15,6 +15,7 @@ from tidings_client.cli import run
 from tidings_client.exits import Exit, help_text
 from tidings_client.progress import Reporter
 
+from . import health
 from . import settings as schema
 from .settings import ENVIRONMENT, ConfigError, Setting, Settings
 
@@ -148,6 +149,8 @@ def build_parser() -> argparse.ArgumentParser:
     config = commands.add_parser("config", help="the settings", description="The settings.")
     parts = config.add_subparsers(dest="part", required=True)
     _command(parts, "check", "check the settings, a line for each mistake", _config_check)
+
+    health.add_commands(commands, _command)
     return parser
 
 

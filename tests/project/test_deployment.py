@@ -174,7 +174,7 @@ def test_nginx_serves_the_tree_and_passes_the_rest_on(tmp_path: Path, servers: S
     # The server says in the head what it offers; while it is down the file itself answers.
     head = f"{base}/tidings/head.json"
     assert httpx.get(head).content == b"api GET /r/tidings/head.json"
-    api.close()
+    api.answer(lambda seen: (503, b"down"))
     file = httpx.get(head)
     assert (file.content, file.headers["content-type"]) == (b"{}", "application/json")
     assert "no-cache" in file.headers["cache-control"]

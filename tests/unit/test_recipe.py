@@ -187,13 +187,14 @@ def test_gzip_headers_are_kept() -> None:
 @pytest.mark.parametrize(
     "published",
     [
-        gzip.compress(b"a" * 5000) + gzip.compress(b"b" * 5000),
+        gzip.compress(b"a" * 5000, mtime=0) + gzip.compress(b"b" * 5000, mtime=0),
         b"\x1f\x8b\x08\x08" + b"\0" * 6 + b"n" * 20_000,
         b"\x1f\x8b\x08\x04" + b"\0" * 6 + b"\xff\xff" + b"x" * 70_000,
         b"\x1f\x8b\x08\xe0" + b"\0" * 30,
         b"\x1f\x8b\x08",
         b"",
     ],
+    ids=["two members", "endless name", "long extra field", "reserved flags", "magic", "empty"],
 )
 def test_gzip_files_without_a_recipe(published: bytes) -> None:
     assert find(published, b"a" * 5000 + b"b" * 5000, Codec.GZ) is None
