@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import sys
-import time
 
 import dnf.exceptions
 import dnf.repo
@@ -294,10 +293,9 @@ class _Work:
         line = common.saved(self.repo.id, "dnf4", self.summary)
         common.record(os.path.dirname(self.scratch), line)
         logger.debug(
-            "tidings: %s: %d bytes in %d requests instead of %d bytes (%s)",
+            "tidings: %s: %d bytes in %d requests instead of %d bytes",
             self.repo.id,
             line["bytes"],
             line["requests"],
             line["bytes_full"],
-            time.strftime("%H:%M:%S"),
         )
