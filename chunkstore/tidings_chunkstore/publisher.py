@@ -348,7 +348,7 @@ class _Publish:
             return
         for number, (side, data) in enumerate(found.sides.items()):
             side_track = f"{track}.{file.type}.side{number}"
-            self._store(side_track, side, data, len(data), packer)
+            self._store(side_track, side, data, source.size, packer, is_side=True)
         self._add_file(source, track, found.recipe)
 
     def _add_file(self, source: _Source, track: str, recipe: Recipe | None) -> None:
@@ -392,7 +392,13 @@ class _Publish:
         data: bytes,
         published_size: int,
         packer: packing.Packer,
+        *,
+        is_side: bool = False,
     ) -> None:
+        # Side contents are small beside the file that needs them. They are always stored by an
+        # index, for a client may have none to start from, and no other content builds on them.
+        helpers = () if is_side else self._small
+        limit = len(data) if is_side else published_size
         if track in self._contents:
             return  # another wrapping of the same content
         before = self._head
@@ -405,14 +411,15 @@ class _Publish:
             if old is not None and old.id == content:
                 place = old.index.within(name) if old.index else None
                 self._contents[track] = Content(track, content, len(data), place)
-                self._note_small(track, content, data)
+                if not is_side:
+                    self._note_small(track, content, data)
                 return
             if old is not None and old.id in self._located:
                 previous = self._base(before.serial, old.id)
                 depth = self._located[old.id].depth + 1
         self._contents[track] = Content(track, content, len(data), None)
         self.progress(f"delta for {track}")
-        packer.connect(track, content, data, published_size, previous, self._small)
+        packer.connect(track, content, data, limit, previous, helpers)
         self.progress(f"chunking {track}")
         packer.add(track, content, data, published_size, self._pinned(track), depth)
         for state in before.states[-1 - self.options.direct : -1] if before else ():
@@ -421,8 +428,9 @@ class _Publish:
             taken = {content, previous.id} if previous else {content}
             if older and older.id in self._located and older.id not in taken:
                 base = self._base(state.serial, older.id)
-                packer.connect_directly(track, content, data, published_size, base)
-        self._note_small(track, content, data)
+                packer.connect_directly(track, content, data, limit, base)
+        if not is_side:
+            self._note_small(track, content, data)
 
     def _note_small(self, track: str, content: ContentId, data: bytes) -> None:
         if len(data) <= packing.SMALL:

@@ -122,6 +122,11 @@ def side_count(params: tuple[int, ...]) -> int:
     return 1 + bool(params[5] & DICTIONARY) + bool(params[5] & CARRIED)
 
 
+def untold_sides(params: tuple[int, ...]) -> int:
+    """How many of the side contents, the last ones, ``read_sides`` cannot tell from the file."""
+    return bool(params[5] & CARRIED)
+
+
 # --- reading ------------------------------------------------------------------------------------
 
 
@@ -419,8 +424,8 @@ def find(
     """The engine's name and how it builds *published* from *content*, proven by building it.
 
     *tiers* are engines, those that every client has first; *hint*, the last publish's engine and
-    parameters, goes before the others of its tier. Within a tier an engine that makes every
-    chunk wins, else the one that leaves least to carry, when that is below a tenth of the file.
+    parameters, goes before the others of its tier. Within a tier what makes every chunk
+    wins, else the one that leaves least to carry, when that is below a tenth of the file.
     None when there is none, or *published* is of a kind that is not built.
     """
     try:
@@ -439,9 +444,10 @@ def find(
         {},
     )
     files = _Files(published, memoryview(content), header)
-    settings = list(_LIKELY + _RARE) if header.is_compressed else [(0, 0)]
+    # Level 9 makes nearly all chunks of level 10: the likely ones are compared with each other.
+    settings = [_LIKELY, *((row,) for row in _RARE)] if header.is_compressed else [((0, 0),)]
     if hint is not None:
-        settings.sort(key=lambda row: row != hint[1][:2])
+        settings.sort(key=lambda rows: hint[1][:2] not in rows)
     every = [list(tier) for tier in tiers]
     if hint is not None:
         # A whole success of yesterday's engine needs no look at the others.
@@ -450,11 +456,19 @@ def find(
         before = [row for tier in every for row in tier if row[0] == hint[0]]
         if header.is_compressed == (level > 0) and (best := _best(how, before, files, 1)):
             return best
-    for level, strategy in settings:
-        how = replace(base, level=level, strategy=strategy)
+    for rows in settings:
         for tier in every:
             engines = sorted(tier, key=lambda row: hint is None or row[0] != hint[0])
-            best = _best(how, engines, files, len(published) // 10)
+            best, bearable = None, len(published) // 10
+            for level, strategy in rows:
+                how = replace(base, level=level, strategy=strategy)
+                found = _best(how, engines, files, bearable)
+                if found is None:
+                    continue
+                best = found
+                bearable = sum(map(len, found[1].carried.values()))
+                if not bearable:
+                    break
             if best is not None:
                 return best
     return None

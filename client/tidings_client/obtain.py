@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from tidings_chunkstore import delta, head, recipe
 from tidings_chunkstore.errors import (
@@ -19,7 +20,7 @@ from tidings_chunkstore.errors import (
 )
 from tidings_chunkstore.ids import ContentId, FileId
 from tidings_chunkstore.limits import LIMITS
-from tidings_chunkstore.opening import codec_of, open_stream
+from tidings_chunkstore.opening import Codec, codec_of, open_stream
 
 from .assemble import TEMPORARY, Done, Proof, Workbench, Wrap, Write
 from .bundle import decode_bundle
@@ -27,7 +28,8 @@ from .local import Destination
 from .plan import SIDE_LIMIT, Bundle, Plan, Question, Reconcile, Route, Task, Wanted, make_plan
 from .remote import Remote
 from .sections import Sections
-from .stock import Stock
+from .state import SIDE, Stamp
+from .stock import Source, Stock
 from .sync import Progress
 
 
@@ -144,6 +146,17 @@ class Obtain:
         if not self.sides_open and any(how and how.sides for how in recipes):
             self.sides_open = True
             self.stock.open_sides()
+            for name in self.dest.work_names():
+                if name.startswith(SIDE):
+                    self._add_side(name)
+
+    def _add_side(self, name: str) -> None:
+        try:
+            content = ContentId.from_hex(name.removeprefix(SIDE))
+        except FormatError:
+            return  # nobody's; the next run's end removes it
+        opener = partial(self.dest.work_open, name)
+        self.stock.add(Source(name, "", opener, Stamp(0, 0, 0), Codec.NONE, None, content))
 
     def _find_here(self, item: Item) -> bool:
         """Whether the file lies here byte for byte: in place, finished by a run before, a seed."""

@@ -21,6 +21,7 @@ from tidings_chunkstore.limits import LIMITS
 FOLDER = ".tidings"
 STATE = "state.json"
 HEAD = "head.json"
+SIDE = "side-"  #: and the content id: a side content that no file in DEST tells
 FORMAT = "tidings-state"
 VERSION = 1
 LIMIT = 16 << 20  #: bytes of a state.json that is read
@@ -127,7 +128,7 @@ class WorkFolder(Protocol):
 def tidy(dest: WorkFolder) -> None:
     """Leave nothing in the work folder but what the next run wants to know."""
     for name in dest.work_names():
-        if name not in (STATE, HEAD):
+        if name not in (STATE, HEAD) and not name.startswith(SIDE):
             dest.work_remove(name)
 
 

@@ -6,16 +6,18 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tidings_chunkstore import zck
 from tidings_chunkstore.errors import FormatError
-from tidings_chunkstore.ids import FileId
+from tidings_chunkstore.ids import ContentId, FileId
 from tidings_chunkstore.layout import LAYOUTS, Layout, Listing
 from tidings_chunkstore.limits import LIMITS
-from tidings_chunkstore.opening import codec_of
+from tidings_chunkstore.opening import Codec, codec_of
 
 from . import state as states
 from .assemble import DONE, SPOOL, TEMPORARY, Done, Proof
 from .local import Destination
 from .obtain import Item, Obtain
+from .plan import SIDE_LIMIT
 from .state import Seen, State
 from .stock import Present, Source
 from .sync import Ask, SyncOptions, question_key
@@ -70,8 +72,25 @@ class Switch:
         for path in gone:
             self.dest.remove(path)
         self._remember(items, kept, frozenset(owned - set(gone) | set(kept)), word)
+        self._keep_sides(items)
         states.tidy(self.dest)
         return bool(new)
+
+    def _keep_sides(self, items: Sequence[Item]) -> None:
+        """Keep the side contents that the files do not tell: the next delta starts from them."""
+        wanted: set[ContentId] = set()
+        for item in items:
+            how = item.wanted.recipe
+            if how is not None and how.codec is Codec.ZCK:
+                wanted.update(how.sides[len(how.sides) - zck.untold_sides(how.params) :])
+        names = {states.SIDE + side.hex(): side for side in wanted}
+        here = {name for name in self.dest.work_names() if name.startswith(states.SIDE)}
+        for name in here - names.keys():
+            self.dest.work_remove(name)
+        for name in names.keys() - here:
+            data = self.work.bench.small(names[name], SIDE_LIMIT)
+            if data is not None:
+                self.dest.work_write(name, data)
 
     def _install(self, paths: Sequence[str]) -> None:
         for path in paths:
