@@ -37,6 +37,8 @@ SIDE_GUESS = 0.6
 DOUBT = 2.0
 #: What reconcile costs of the published size, both ways, on top of the list.
 RECONCILE_GUESS = 0.05
+#: Contents below have too few coarse chunks for one of them to be met again.
+RECONCILE_LEAST = 64 * KIB
 #: Bytes of the largest section without a base that comes along with the lists.
 ALONG = 16 * KIB
 #: What a bundle of direct deltas costs of the chain that it replaces.
@@ -451,15 +453,15 @@ class _Planner:
         stored = content.index is not None or any(
             edge.track == track and edge.target == head.serial for edge in head.edges
         )
-        small = content.size <= ALONG or content.size > LIMITS.reconcile_content
-        return stored and not small and track in self.q.kinds
+        fits = RECONCILE_LEAST <= content.size <= LIMITS.reconcile_content
+        return stored and fits and track in self.q.kinds
 
     def _reconcile(self, files: tuple[Wanted, ...], work: float) -> Task:
         track = files[0].track
         smallest = min((w.size or 0 for w in files), default=0)
         size = self.sizes.get(track, 0)
         price = Price(
-            int(smallest * RECONCILE_GUESS) + size // (4 * KIB),
+            int(smallest * RECONCILE_GUESS) + size // (4 * KIB) + KIB,
             0 if self.reconciles else 2,
             work + 4 * self._pass(track),
             exact=False,

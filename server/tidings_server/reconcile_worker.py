@@ -16,7 +16,7 @@ from tidings_chunkstore import bundle, delta, reconcile
 from tidings_chunkstore.backends.local import LocalBackend
 from tidings_chunkstore.errors import InputError
 from tidings_chunkstore.ids import ContentId
-from tidings_chunkstore.limits import LIMITS
+from tidings_chunkstore.limits import LIMITS, MIB
 from tidings_chunkstore.pack import Snapshot
 from tidings_chunkstore.packing import PAYS
 from tidings_chunkstore.places import PackName
@@ -24,7 +24,9 @@ from tidings_chunkstore.store import Store
 
 from .bundle_worker import main
 
-_SECONDS = 3.0  # for one delta; more than one share what is left of the process's
+#: Seconds for one delta: by its content's size, and no more than a share of what is left.
+_LEAST, _MOST = 0.5, 3.0
+_PACE = 8 * MIB  # a second
 
 
 def make(request: dict[str, Any]) -> bytes:
@@ -51,12 +53,13 @@ def make(request: dict[str, Any]) -> bytes:
         common = reconcile.Common(
             tuple((start, end) for start, end in spans), base64.b64decode(bitmap)
         )
-        seconds = min(_SECONDS, (LIMITS.reconcile_seconds - time.process_time()) / 4)
-        if seconds <= 0.1:
+        left = (LIMITS.reconcile_seconds - time.process_time()) / 4
+        if left < _LEAST:
             break
+        target, data = content(track)
+        seconds = min(_MOST, left, max(_LEAST, len(data) / _PACE))
         limit = min(int(_published(snapshot, track) * PAYS), LIMITS.reconcile_answer // 2)
-        budget = delta.Budget(seconds, limit)
-        answer = reconcile.make_answer(*content(track), common, budget)
+        answer = reconcile.make_answer(target, data, common, delta.Budget(seconds, limit))
         if answer is not None:
             entries.append((track, answer))
     return bundle.encode(entries)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,7 +68,7 @@ def test_any_edit_of_any_base_comes_out_right(
         return
     # No byte of the target twice.
     spans = sorted(common.spans)
-    assert all(one[1] <= other[0] for one, other in zip(spans, spans[1:], strict=False))
+    assert all(one[1] <= other[0] for one, other in pairwise(spans))
     answer = make_answer(table.target, target, common, Budget(1.0))
     if answer is None:
         return
