@@ -143,20 +143,38 @@ class Casync:
         until = time.monotonic() + _PATIENCE
         with suppress(UnsettledError):
             return await self._look(asked, blobs, here, mirror, until)
-        for digest, blob in blobs.items():
+        for blob in blobs.values():
             self._patient(until)
             try:
                 await self._index(blob, asked.sizes, here, mirror)
-                data = await self._look(asked, {digest: blob}, here, mirror, until)
+                data = await self._look_again(asked, blob, here, mirror, until)
             except Refused as error:
                 if error.status != 404:
                     raise
                 continue  # it cannot be had: its chunks are nobody's
-            except UnsettledError as error:  # it fell to the cache's limit this moment
-                raise _busy(error) from error
             if data is not None:
                 return data
         return None
+
+    async def _look_again(
+        self,
+        asked: ChunkRequest,
+        blob: Blob,
+        here: Repository,
+        mirror: Shared,
+        until: float,
+    ) -> bytes | None:
+        """Look into one index just made, or found on disk. Raises Refused."""
+        one = {blob.digest: blob}
+        with suppress(UnsettledError):
+            return await self._look(asked, one, here, mirror, until)
+        # Damaged, or fallen to the cache's limit this moment.
+        await mirror.thread(self._drop, [index_name(blob.digest, asked.sizes)])
+        await self._index(blob, asked.sizes, here, mirror)
+        try:
+            return await self._look(asked, one, here, mirror, until)
+        except UnsettledError as error:
+            raise _busy(error) from error
 
     async def _look(
         self,
