@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -123,7 +124,7 @@ def test_why_not(
     run: Callable[..., Staged],
     tmp_path: Path,
     pattern: str,
-    fault: dict[str, object],
+    fault: dict[str, Any],
     expected: str,
 ) -> None:
     live = _live(site, tmp_path)
