@@ -249,7 +249,7 @@ class Remote:
     ) -> bytes:
         """The lists of *tracks* in a snapshot, or with a *body* the answer to that request.
 
-        See docs/protocol.md, "Reconcile".
+        See docs/protocol.md, "Reconcile". A busy server is not waited for: there are other routes.
         """
         path = _RECONCILE + _stem(snapshot)
         query = ",".join(quote(track, safe="") for track in sorted(tracks))
@@ -261,7 +261,7 @@ class Remote:
                 expect(answer, 200, mirror, path)
                 return b"".join(bounded(answer, limit, mirror, path))
 
-        return self._anywhere(path, attempt, limit, home=True, patient=True)
+        return self._anywhere(path, attempt, limit, home=True)
 
     def file(
         self,
