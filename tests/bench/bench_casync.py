@@ -78,7 +78,14 @@ def casync_make(folder: Path, content: Path, average: int) -> tuple[float, float
     """Seconds with an empty store, seconds with a full one, and the index."""
     sizes = f"--chunk-size={average // 4}:{average}:{average * 4}"
     index = folder / "made.caibx"
-    command = ["casync", "make", sizes, f"--store={folder / 'made.castr'}", index, content]
+    command: list[str | Path] = [
+        "casync",
+        "make",
+        sizes,
+        f"--store={folder / 'made.castr'}",
+        index,
+        content,
+    ]
     seconds = []
     for _ in range(2):
         started = time.perf_counter()
@@ -104,7 +111,11 @@ def main() -> int:
         publisher.publish(tree, LocalBackend(tree / "tidings"))
         content = folder / "content"
         content.write_bytes(data)
-        ours, again, empty, full, memory = [], [], [], [], Memory(0)
+        ours: list[float] = []
+        again: list[float] = []
+        empty: list[float] = []
+        full: list[float] = []
+        memory = Memory(0)
         for number in range(ROUNDS):
             server = servers.mirror(folder / "www", "--cache", folder / f"cache-{number}")
             memory = Memory(server.process.pid)

@@ -29,6 +29,7 @@ from tidings_chunkstore.zstd import zstd
 from tidings_server.casync import CasyncId, CasyncIndex
 
 IMMUTABLE = "public, max-age=31536000, immutable, no-transform"
+ROOT = Path(__file__).parents[2]
 REPO = "fedora/43"
 BASE = f"/{REPO}/tidings/casync"
 OPENERS: dict[str, Callable[[bytes], bytes]] = {
@@ -412,6 +413,33 @@ def test_garbage_is_refused(mirror: Mirror) -> None:
         assert client.request(method, "/primary.xml.caibx").status_code == 405
     assert server.stop() == 0
     assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.parametrize("program", ["casync", "desync"])
+def test_the_documented_commands(mirror: Mirror, tmp_path: Path, program: str) -> None:
+    require(program)
+    _, old = primary(read_tree(mirror.tree))
+    _, data = primary(mirror.publish())
+    server, _ = mirror.serve()
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "old.xml").write_bytes(old)
+    text = (ROOT / "docs" / "casync.md").read_text()
+    section = text[text.index("## Commands") : text.index("## Addresses")]
+    lines = "\n".join(re.findall(r"^```\n(.*?)^```", section, re.MULTILINE | re.DOTALL)).splitlines()
+    extracted = 0
+    for line in lines:
+        words = line.split()
+        if not words or words[0].startswith("B=") or words[0] in {"casync", "desync"} - {program}:
+            continue
+        result = work / "primary.xml"
+        if "extract" in words and "-k" not in words:
+            result.unlink(missing_ok=True)
+        run("bash", "-ec", f"cd {work}; B={server.url}{BASE}; {line}")
+        if "extract" in words:
+            extracted += 1
+            assert result.read_bytes() == data, line
+    assert extracted == {"casync": 2, "desync": 4}[program]
 
 
 def test_off_where_it_is_not_wanted(mirror: Mirror) -> None:
