@@ -56,7 +56,7 @@ _ABSENT = frozenset({"no-tidings", "missing", "forbidden"})
 #: after 5 s and what the object's size allows at 10 kB/s.
 PATIENCE = RemoteSettings(
     connect_timeout=1.5,
-    read_timeout=2.0,
+    read_timeout=1.5,
     total_timeout=5.0,
     slowest=10_000,
     patience=2.0,
