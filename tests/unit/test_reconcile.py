@@ -255,6 +255,17 @@ def test_malformed_requests_are_refused(data: bytes) -> None:
         decode_inquiries(data)
 
 
+def test_a_fine_piece_counts_once_and_only_outside_of_named_chunks() -> None:
+    table = make_table(ContentId.of(TARGET), TARGET)
+    count = len(table.coarse_ends)
+    last = table.first[count - 1]  # the first fine piece of the last chunk
+    outside, inside = (table.fine_ids[8 * at :][:4] for at in (last, 0))
+    asked = (outside, outside, inside, bytes(4))
+    common = find_common(table, Inquiry((Run(0, count - 1, 4),), 4, asked))
+    assert common.bitmap == b"\x01"
+    assert common.spans == ((0, table.fine_span(last)[1]),)
+
+
 def test_a_request_above_the_limit_is_not_read() -> None:
     with pytest.raises(FormatError, match="larger"):
         decode_inquiries(b"TDQ1" + bytes(LIMITS.reconcile_request))
