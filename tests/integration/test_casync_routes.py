@@ -426,9 +426,9 @@ def test_the_documented_commands(mirror: Mirror, tmp_path: Path, program: str) -
     (work / "old.xml").write_bytes(old)
     text = (ROOT / "docs" / "casync.md").read_text()
     section = text[text.index("## Commands") : text.index("## Addresses")]
-    lines = "\n".join(re.findall(r"^```\n(.*?)^```", section, re.MULTILINE | re.DOTALL)).splitlines()
+    blocks = re.findall(r"^```\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     extracted = 0
-    for line in lines:
+    for line in "\n".join(blocks).splitlines():
         words = line.split()
         if not words or words[0].startswith("B=") or words[0] in {"casync", "desync"} - {program}:
             continue
