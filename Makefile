@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-all check format bench bench-peers soak lock clean
+.PHONY: help venv demo test test-all test-librepo check format bench bench-peers soak lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -32,6 +32,10 @@ test: venv ## set up everything and run the tests, but the slow ones
 test-all: venv ## all tests, the slow ones too
 	@scripts/system-packages
 	$(PYTEST) $(ARGS)
+
+test-librepo: venv ## build Debian's librepo with zchunk on and load a rebuilt cache with it (minutes)
+	@scripts/system-packages
+	TIDINGS_LIBREPO=.make/librepo $(PY) -m pytest tests/zchunk -v $(ARGS)
 
 check: venv ## lint, format, types, import layers, locks
 	$(BIN)/ruff check $(SOURCES)

@@ -98,6 +98,11 @@ SYNC: tuple[Option, ...] = (
         Kind.VALUE,
         "LIST",
     ),
+    Option(
+        "--zchunk",
+        "with --types: of each type take the zchunk record where there is one, "
+        "as a dnf with zchunk does",
+    ),
     Option("--plan", "show bytes and requests of each route and file; download nothing"),
     Option(
         "--route",
@@ -320,6 +325,7 @@ def _sync(parsed: argparse.Namespace, reporter: Reporter) -> int:
     options = SyncOptions(
         dest=parsed.dest,
         types=types,
+        zchunk=parsed.zchunk,
         seeds=tuple(parsed.seed),
         route=parsed.route,
         adopt=parsed.adopt,

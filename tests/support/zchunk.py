@@ -52,6 +52,14 @@ def header_size(published: bytes) -> int:
     return read_header(io.BytesIO(published)).size
 
 
+def header_digest(published: bytes) -> str:
+    """The SHA-256 in a zchunk file's lead, which repomd.xml names as ``header-checksum``."""
+    start = 6  # behind the magic and the kind of the digest
+    while not published[start] & 0x80:
+        start += 1
+    return published[start + 1 : start + 33].hex()
+
+
 def add_records(root: Path, wrapped: Mapping[str, bytes], timestamp: int) -> None:
     """Add ``TYPE_zck`` records, each behind its plain kin, as createrepo_c writes them."""
     folder = root / "repodata"
@@ -72,7 +80,7 @@ def add_records(root: Path, wrapped: Mapping[str, bytes], timestamp: int) -> Non
             f'  <data type="{kind}_zck">\n    <checksum type="sha256">'
             f"{hashlib.sha256(data).hexdigest()}</checksum>\n"
             + (opened[0].decode() if opened else "")
-            + f'    <header-checksum type="sha256">{hashlib.sha256(data[:head]).hexdigest()}'
+            + f'    <header-checksum type="sha256">{header_digest(data)}'
             f'</header-checksum>\n    <location href="repodata/{name}"/>\n'
             f"    <timestamp>{timestamp}</timestamp>\n    <size>{len(data)}</size>\n"
             + (size[0].decode() if size else "")
