@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-all test-librepo check format bench bench-peers soak lock clean
+.PHONY: help venv demo test test-all test-dnf test-librepo check format bench bench-peers soak lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -32,6 +32,11 @@ test: venv ## set up everything and run the tests, but the slow ones
 test-all: venv ## all tests, the slow ones too
 	@scripts/system-packages
 	$(PYTEST) $(ARGS)
+
+test-dnf: venv ## dnf 4, and dnf 5 in a chroot of Debian sid where it can be made (10 minutes)
+	@scripts/system-packages
+	@scripts/dnf5-chroot || echo "test-dnf: no chroot, so the tests of dnf 5 skip" >&2
+	$(PY) -m pytest tests/dnf $(ARGS)
 
 test-librepo: venv ## build Debian's librepo with zchunk on and load a rebuilt cache with it (minutes)
 	@scripts/system-packages

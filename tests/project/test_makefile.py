@@ -116,7 +116,8 @@ def test_system_packages_lists_what_tests_may_require() -> None:
         for file in (ROOT / "tests").rglob("*.py")
         for name in re.findall(r"\brequire\(\s*\"([a-z_]+)\"", file.read_text())
     }
-    assert required - {"createrepo_c"} <= set(listed)
+    # desync is in Debian's unstable release alone: its tests run where somebody has it.
+    assert required - {"desync"} <= set(listed)
 
 
 def test_find_python_refuses_one_that_does_not_work(tmp_path: Path) -> None:
