@@ -294,8 +294,8 @@ class Obtain:
         if task.route is Route.FULL:
             for wanted in task.downloads:
                 self.download(items[wanted.path])
-            if wraps:
-                self._derive(task, wraps)
+            if wraps or (keep and task.node is not None):
+                self._derive(task, wraps)  # other files come of it, or a delta builds on it
         elif task.route is Route.CURRENT:
             self._from_here(task, wraps)
         elif task.route is Route.RECONCILE:

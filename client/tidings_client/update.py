@@ -280,11 +280,17 @@ class Update:
         known = {f.path: f for f in now.files} if now else {}
         own = known.get(listing.main)
         same = own is not None and own.sha256 == self.work.got.sha256_of(listing.main)
+        if same and not known.keys() - layout.mains() <= listing.by_path().keys():
+            same = False  # it names what the main file does not: what it leaves out says nothing
+        here = self.now.listing.by_path().keys() if self.now else frozenset()
         items = []
         for file in select(listing, self.options.types, self.options.zchunk):
             entry = known.get(file.path)
-            if layout.partial and same and entry is None:
-                continue  # listed, and not in the tree when it was published: as ever with apt
+            held = file.path in here and self.dest.stamp(file.path) is not None
+            if layout.partial and same and entry is None and not held:
+                # Listed, and not in the tree when it was published: as ever with apt. The head
+                # proves nothing, so what is held is not given up on its word alone.
+                continue
             item = self._item_of_listing(layout, file)
             if now is not None and entry is not None and _agree(file, entry):
                 item = replace(

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from support.repos import DAY, START, packages, rpm_md
 from support.servers import Misbehaving, Servers
 from support.syncing import Notes, Repository, copy, fetch, left_over, tree
 from tidings_chunkstore.errors import InputError, LockedError, NetworkError, RollbackError
+from tidings_chunkstore.head import decode, encode
 from tidings_client.local import Destination
 from tidings_client.remote import Remote
 from tidings_client.sync import SyncOptions, plan
@@ -193,6 +195,42 @@ def test_apt_lists_what_the_tree_lacks(misbehaving: Misbehaving, tmp_path: Path)
         dest = tmp_path / name
         fetch(misbehaving.url, dest, route=route)
         assert tree(dest) == tree(repo.root)
+
+
+@pytest.mark.parametrize("lie", ["left out", "misnamed"])
+def test_apt_gives_up_no_file_on_the_heads_word(
+    lie: str, misbehaving: Misbehaving, tmp_path: Path
+) -> None:
+    repo = Repository.at(misbehaving.root, kind="apt")
+    dest = tmp_path / "dest"
+    fetch(misbehaving.url, dest)
+    repo.advance()
+    path = repo.root / "tidings" / "head.json"
+    head = json.loads(path.read_bytes())
+    victim = next(f for f in head["files"] if f["path"].endswith("/Packages"))
+    if lie == "left out":
+        head["files"].remove(victim)
+    else:
+        victim["path"] = victim["path"].replace("Packages", "Pabkages")
+    path.write_text(json.dumps(head, separators=(",", ":")))
+    fetch(misbehaving.url, dest)
+    assert tree(dest) == tree(repo.root)
+
+
+def test_a_delta_builds_on_what_was_downloaded_whole(
+    misbehaving: Misbehaving, tmp_path: Path
+) -> None:
+    repo = Repository.at(misbehaving.root, kind="apt", steps=2)
+    path = repo.root / "tidings" / "head.json"
+    head = decode(path.read_bytes())
+    edges = tuple(e for e in head.edges if e.track != "release")
+    path.write_bytes(encode(replace(head, edges=edges)))
+    dest, notes = tmp_path / "dest", Notes()
+    result = fetch(misbehaving.url, dest, notes=notes)
+    routes = {f.path: f.route for f in result.files}
+    assert (routes["Release"], routes["InRelease"]) == ("full", "delta")
+    assert (notes.texts, result.fallback_reason) == ([], None)
+    assert tree(dest) == tree(repo.root)
 
 
 def test_without_tidings(misbehaving: Misbehaving, tmp_path: Path) -> None:
