@@ -72,7 +72,8 @@ class Watched:
     """A server, and which chunks it was asked for since one looked last."""
 
     server: Command
-    seen: int = 0
+    client: httpx.Client
+    seen: int = 0  # bytes of the log
     marks: int = 0
 
     def requests(self) -> list[dict[str, object]]:
@@ -80,13 +81,16 @@ class Watched:
         # of before are there once the one of a last request is.
         self.marks += 1
         mark = f"/mark/{self.marks}"
-        httpx.get(self.server.url + mark)
+        self.client.get(self.server.url + mark)
         until = time.monotonic() + 20
         while time.monotonic() < until:
-            lines = self.server.log.read_text().splitlines()[self.seen :]
-            found = [json.loads(line) for line in lines if line.startswith("{")]
+            with self.server.log.open("rb") as log:
+                log.seek(self.seen)
+                text = log.read()
+            lines = text[: text.rfind(b"\n") + 1].splitlines()
+            found = [json.loads(line) for line in lines if line.startswith(b"{")]
             if any(line.get("path") == mark for line in found):
-                self.seen += len(lines)
+                self.seen += text.rfind(b"\n") + 1
                 return [line for line in found if "path" in line and line["path"] != mark]
             time.sleep(0.01)
         raise AssertionError("the access log lacks a request")
@@ -162,7 +166,7 @@ def casync_all(bench: Bench, versions: Sequence[Version]) -> None:
     for version in versions:
         for name, data in version.opened.items():
             prefix = f"{bench.base}/@{version.stem}/4k"
-            index = httpx.get(f"{prefix}/{name}.caibx").content
+            index = bench.watched.client.get(f"{prefix}/{name}.caibx").content
             own, result = bench.old(data), bench.result()
             sizes = f"--chunk-size={1024}:{4096}:{16384}"
             local: list[str | Path] = ["--store", bench.folder / "local.castr"]
@@ -199,7 +203,7 @@ def desync_all(bench: Bench, versions: Sequence[Version]) -> None:
             sizes = "4k-desync" if name in version.opened else "64k-desync"
             prefix = f"{bench.base}/@{version.stem}/{sizes}"
             index, store = f"{prefix}/{name}.caibx", f"{prefix}/store.castr"
-            wanted = ids(httpx.get(index).content)
+            wanted = ids(bench.watched.client.get(index).content)
             bench.watched.requests()
             result = bench.result()
             run(desync, "extract", "-c", cache, "-s", store, index, result)
@@ -231,9 +235,9 @@ def history(
     name, stride = request.param
     folder = tmp_path_factory.mktemp(name)
     versions = publish_history(shared_data / name, stride, folder / "www" / REPO)
-    with Servers(folder / "servers") as servers:
+    with Servers(folder / "servers") as servers, httpx.Client(timeout=30) as client:
         server = servers.mirror(folder / "www", "--access-log", "--cache", folder / "kept")
-        yield Bench(folder, server.url + BASE, Watched(server)), versions
+        yield Bench(folder, server.url + BASE, Watched(server, client)), versions
 
 
 @pytest.mark.parametrize("history", SHORT.items(), indirect=True, ids=list(SHORT))
@@ -245,6 +249,7 @@ def test_a_real_history_comes_back(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("history", LONG.items(), indirect=True, ids=list(LONG))
 @pytest.mark.parametrize("fetch", [casync_all, desync_all], ids=["casync", "desync"])
 def test_a_real_history_comes_back_whole(
