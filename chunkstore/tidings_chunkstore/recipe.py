@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -50,6 +51,9 @@ __all__ = [
 _FEED = 1 * MIB  #: bytes given to an engine at a time
 _PARAMETERS = 8  #: most parameters of one recipe
 _PARAMETER_MAX = 1 << 53  #: largest integer that every JSON reader keeps exact
+#: Seconds, and times what one proof should take, after which no further candidate is begun: an
+#: encoder that nobody has, near to one at level 19, would cost minutes at every publish.
+_PATIENCE, _PATIENCE_PROOFS = 15.0, 4.0
 _BLOCK_TOLD = 1 * KIB  #: bytes, more than a frame's header and less than a first block
 _BZ2_LEVELS = b"123456789"
 _GZ_MAGIC = b"\x1f\x8b\x08"
@@ -133,25 +137,36 @@ def find(
     """The recipe by which *content* gives exactly *published*, proven by running it.
 
     *hint*, the last publish's recipe, is tried first. A wrong candidate costs what the engine
-    takes up to the first different byte. None when no engine here gives the same bytes: the file
-    is opaque then. The engines release the GIL, so searches run side by side in threads.
+    takes up to the first different byte. None when no engine here gives the same bytes, or the
+    search takes too long: the file is opaque then. The engines release the GIL, so searches run
+    side by side in threads.
     """
     if codec is Codec.NONE:
         return Found(IDENTITY, {}) if published == content else None
     if codec is Codec.ZCK:
         return _find_zck(published, content, hint)
     tried = set()
+    started = time.monotonic()
+
+    def patient(candidate: Recipe) -> bool:
+        limit = _PATIENCE + _PATIENCE_PROOFS * cost(candidate, len(content))
+        return time.monotonic() - started <= limit
+
     for candidate in _candidates(published, len(content), codec, hint):
         if candidate in tried or not available(candidate):
             continue
         tried.add(candidate)
+        if not patient(candidate):
+            return None
         same = _same(candidate, published, content)
         if same == len(published):
             return Found(candidate, {})
         # The workers' encoder starts as the plain one does, and holds its first output back for
         # long: it is worth a try only where the plain one gave the first block.
         workers = _with_workers(candidate)
-        if workers is not None and same > _BLOCK_TOLD and workers not in tried:
+        if workers is None or workers in tried or not patient(workers):
+            continue
+        if same > _BLOCK_TOLD:
             tried.add(workers)
             if _same(workers, published, content) == len(published):
                 return Found(workers, {})

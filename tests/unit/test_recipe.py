@@ -469,3 +469,23 @@ def test_vectors(row: dict[str, object]) -> None:
     content = text(3000)
     assert ContentId.of(content).hex() == row["content"]
     assert hashlib.sha256(made(recipe, content)).hexdigest() == row["published"]
+
+
+def test_a_search_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encoder that is nobody's, near to all of them: the first tries are made, then no more."""
+    import tidings_chunkstore.recipe as module
+
+    monkeypatch.setattr(module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(module, "_PATIENCE_PROOFS", 0.0)
+    tries: list[Recipe] = []
+
+    def almost(candidate: Recipe, published: bytes, _: bytes) -> int:
+        tries.append(candidate)
+        time.sleep(0.06)
+        return len(published) - 1
+
+    monkeypatch.setattr(module, "_same", almost)
+    content = b"words and more words " * 40_000
+    published = zstd.compress(content, 19)
+    assert find(published, content, Codec.ZST) is None
+    assert 1 <= len(tries) <= 3
