@@ -96,7 +96,7 @@ class Reporter:
                     print(_line(text), file=self._out, flush=True)
 
     def error(self, error: BaseException, **facts: object) -> None:
-        """The end of a command that failed."""
+        """The end of a command that failed. With *repo*, people are told of which one."""
         with self._lock:
             if self.as_json:
                 code = exit_of(error)
@@ -110,7 +110,9 @@ class Reporter:
                 self._event({"type": "error", **facts, "error": told})
             else:
                 self._clear()
-                print(f"error: {_line(str(error))}", file=self._err, flush=True)
+                text, repo = _line(str(error)), _line(str(facts.get("repo", "")))
+                where = "" if repo in text else f"{repo}: "
+                print(f"error: {where}{text}", file=self._err, flush=True)
 
     def close(self) -> None:
         """Take the bar away."""

@@ -55,7 +55,8 @@ def command(arguments: argparse.Namespace, settings: Settings, reporter: Reporte
         last = _facts(outcome)
         _count(totals, outcome)
         reporter.data({"type": "plan" if outcome.plan else "publish", **last})
-        quiet = many and outcome.report is not None and not outcome.report.changed
+        report = outcome.report
+        quiet = report is not None and (reporter.quiet or (many and not report.changed))
         for line in () if quiet else _lines(outcome):
             reporter.line(line)
     if first_error is not None and not many:
@@ -192,7 +193,7 @@ def _failed(reporter: Reporter, outcome: Outcome) -> None:
             }
         )
     else:
-        reporter.error(outcome.error)
+        reporter.error(outcome.error, repo=str(outcome.job.root))
 
 
 def _summary(

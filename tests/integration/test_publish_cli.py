@@ -246,6 +246,12 @@ def test_two_cannot_publish_at_once(repo: Path) -> None:
     run("publish", repo)
 
 
+def test_quiet_says_nothing_of_success(repo: Path) -> None:
+    done = run("publish", "--quiet", repo)
+    assert (done.stdout, done.stderr) == ("", "")
+    assert (repo / "tidings" / "head.json").exists()
+
+
 def test_a_damaged_store(repo: Path) -> None:
     run("publish", repo)
     head = repo / "tidings" / "head.json"
@@ -253,6 +259,9 @@ def test_a_damaged_store(repo: Path) -> None:
     head.write_bytes(data[:-50])
     before = listing(repo)
     assert events("publish", repo, code=8)[-1]["error"]["code"] == "store-head"
+    for arguments, code in (([repo], 8), (["--recursive", repo.parent], 3)):
+        told = run("publish", *arguments, code=code).stderr
+        assert str(repo) in told  # or the operator of many has to search
     run("snapshots", repo, code=8)
     assert listing(repo) == before
     head.write_bytes(data)
