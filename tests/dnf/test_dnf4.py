@@ -289,6 +289,7 @@ def test_a_service_ahead_of_its_origin(plain: Rig) -> None:
 # -- time ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # a timing: it wants a machine of its own
 @pytest.mark.parametrize("fault", [hanging, stalling], ids=lambda fault: fault.__name__)
 def test_a_black_hole_costs_three_seconds_at_most(
     make_rig: Make, fault: Callable[[Rig], None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ def test_a_kill_at_every_point(route: str, misbehaving: Misbehaving, tmp_path: P
         text=True,
         timeout=240,
         check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert int(ran.stdout.split()[-1]) > 20  # points

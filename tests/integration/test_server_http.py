@@ -48,7 +48,9 @@ def running(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Co
 
 @pytest.fixture
 def client(running: Command) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=running.url, headers={"accept-encoding": "identity"}) as made:
+    with httpx.Client(
+        base_url=running.url, headers={"accept-encoding": "identity"}, timeout=60
+    ) as made:
         yield made
 
 
@@ -62,6 +64,11 @@ def published(root: Path, kind: str = "primary") -> Path:
 
 def url(root: Path, path: Path) -> str:
     return "/" + path.relative_to(root).as_posix()
+
+
+def _get(url: str) -> httpx.Response:
+    """Making a bundle takes a while on a busy machine."""
+    return httpx.get(url, timeout=60)
 
 
 def test_every_published_file_and_pack_comes_whole(client: httpx.Client, root: Path) -> None:
@@ -323,13 +330,13 @@ def test_a_bundle_is_made_once_however_many_ask(
     running = servers.mirror(root, "--cache", tmp_path / "cache", "--bundle-queue", "1")
     path = f"{running.url}/{REPO}/tidings/delta/{packs(root)[1].stem}/{packs(root)[2].stem}"
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(httpx.get, [path] * 8))
+        answers = list(pool.map(_get, [path] * 8))
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.content for answer in answers}) == 1
     assert len(list((tmp_path / "cache").iterdir())) == 1
     busy = [f"{path}?tracks={track}" for track in ("primary", "filelists", "other")]
     with ThreadPoolExecutor(3) as pool:
-        states = list(pool.map(httpx.get, busy))
+        states = list(pool.map(_get, busy))
     refused = [answer for answer in states if answer.status_code == 503]
     assert refused and len(refused) < 3
     assert all(int(answer.headers["retry-after"]) > 0 for answer in refused)
@@ -340,7 +347,7 @@ def test_the_bundle_cache_is_bounded(servers: Servers, root: Path, tmp_path: Pat
     base = f"{running.url}/{REPO}/tidings/delta"
     newer = packs(root)[2].stem
     for older in (packs(root)[0].stem, packs(root)[1].stem, packs(root)[0].stem):
-        assert httpx.get(f"{base}/{older}/{newer}").status_code == 200
+        assert _get(f"{base}/{older}/{newer}").status_code == 200
         assert len(list((tmp_path / "cache").glob("*.tdb"))) == 1
 
 
