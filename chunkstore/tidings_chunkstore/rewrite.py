@@ -215,9 +215,7 @@ def compose(
 
     Raises StoreError when something is damaged and *salvage* is off.
     """
-    work = _Rewrite(
-        store, dict(tocs), frozenset(victims), supply, salvage, PackWriter(serial)
-    )
+    work = _Rewrite(store, dict(tocs), frozenset(victims), supply, salvage, PackWriter(serial))
     encoded: dict[ContentId, bytes] = {}
     lost: dict[ContentId, str] = {}
     sizes: dict[ContentId, int] = {}

@@ -97,7 +97,9 @@ class Tidings(Contender):
         folder = self._client(client)
         output = self.clients / "output.json"
         types = ["--types", self.types] if self.types else []
-        command = [sys.executable, "-m", "tidings_client.cli", "sync", "--json", *types]
+        # A history may hold a step back in time; it is replayed as it was.
+        options = ["--json", "--allow-older", *types]
+        command = [sys.executable, "-m", "tidings_client.cli", "sync", *options]
         usage = run([*command, self.wire.url, folder], stdout=output)
         facts = json.loads(output.read_text().splitlines()[-1])
         for path in (*(file.path for file in version.files), version.paths[-1]):
