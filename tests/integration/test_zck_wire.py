@@ -34,7 +34,7 @@ def days(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
         pytest.skip("no ../shared/tools beside the checkout (real repositories, not part of it)")
     folder = tmp_path_factory.mktemp("updates-sim")
     packed = ROOT.parent / "shared" / "data" / "updates-sim"
-    words = [sys.executable, script, packed, folder, "--versions", str(DAYS)]
+    words = [sys.executable, str(script), str(packed), str(folder), "--versions", str(DAYS)]
     subprocess.run(words, check=True, capture_output=True)
     yield sorted(path.parent for path in folder.rglob("repodata"))
     shutil.rmtree(folder)
