@@ -73,6 +73,7 @@ class Report:
     opaque: tuple[OpaqueFile, ...] = ()
     engines: Mapping[str, int] = field(default_factory=dict)  #: files by the recipe's engine
     removed: tuple[str, ...] = ()  #: leftovers of an interrupted publish
+    skipped: tuple[tuple[str, str], ...] = ()  #: records left out, and why
 
     @property
     def share(self) -> float:
@@ -97,6 +98,8 @@ def publish(
     options = options or Options()
     started = time.monotonic()
     layout = by_name(options.layout) if options.layout else None
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder", code="no-metadata")
     store = Store(backend)
     quick = None if options.rebuild else _unchanged(root, layout, store, options)
     if quick is not None:
@@ -216,6 +219,7 @@ class _Publish:
             tuple(OpaqueFile(f.path, f.size) for f in self._files if f.recipe is None),
             engines,
             removed,
+            self.tree.listing.skipped,
         )
 
     def _seconds(self) -> float:

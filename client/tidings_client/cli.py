@@ -169,7 +169,7 @@ def build_parser() -> argparse.ArgumentParser:
         "tidings sync https://mirror.example.org/fedora/updates/43/x86_64 /srv/updates",
     )
     sync.add_argument("url", metavar="URL", help="the repository's base URL (holds repodata/)")
-    sync.add_argument("dest", metavar="DEST", type=Path, help="the folder to bring up to date")
+    sync.add_argument("dest", metavar="DEST", type=_folder, help="the folder to bring up to date")
     verify = command(
         "verify",
         "check every file in DEST against its repomd.xml or Release",
@@ -183,6 +183,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("urls", metavar="URL", nargs="*", help="base URLs of repositories to try")
     return parser
+
+
+def _folder(text: str) -> Path:
+    """A folder's path; an empty one would be the current folder, which nobody means by it."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return Path(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

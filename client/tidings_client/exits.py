@@ -87,6 +87,8 @@ _BY_ERROR: tuple[tuple[type[BaseException], Exit], ...] = (
 
 def exit_of(error: BaseException) -> Exit | None:
     """The exit code for *error*; None for one that no command should see: a bug."""
+    if isinstance(error, InputError) and error.code == "usage":
+        return Exit.USAGE
     return next((code for kind, code in _BY_ERROR if isinstance(error, kind)), None)
 
 

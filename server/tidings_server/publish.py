@@ -90,9 +90,13 @@ def jobs_for(
     Raises InputError.
     """
     if settings.store is not None and (name is None or len(folders) != 1):
-        raise InputError("a store tree needs one folder and --as PATH, or --recursive")
+        raise InputError(
+            "a store tree needs one folder and --as PATH, or --recursive", code="usage"
+        )
     if settings.store is None and name is not None:
-        raise InputError("--as PATH names a place in a store tree: --store is missing")
+        raise InputError(
+            "--as PATH names a place in a store tree: --store is missing", code="usage"
+        )
     options = _options(settings, rebuild)
     jobs = []
     for folder in folders:

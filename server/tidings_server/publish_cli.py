@@ -74,14 +74,18 @@ def _jobs(arguments: argparse.Namespace, settings: Settings) -> tuple[Iterable[J
     folders: list[Path] = arguments.dirs
     if arguments.recursive is not None:
         if folders or arguments.name:
-            raise InputError("--recursive ROOT takes neither DIR nor --as")
+            raise InputError("--recursive ROOT takes neither DIR nor --as", code="usage")
+        if not arguments.recursive.is_dir():
+            raise InputError(f"{arguments.recursive}: no such folder", code="no-metadata")
         return publish.jobs_below(arguments.recursive, settings.publish, rebuild=rebuild), True
     if folders:
         jobs = publish.jobs_for(folders, settings.publish, name=arguments.name, rebuild=rebuild)
         return jobs, len(jobs) > 1
     if settings.repos and not arguments.name:
         return publish.jobs_of(settings.repos, settings.publish, rebuild=rebuild), True
-    raise InputError("nothing to publish: name DIR, --recursive ROOT, or [[repo]] in the settings")
+    raise InputError(
+        "nothing to publish: name DIR, --recursive ROOT, or [[repo]] in the settings", code="usage"
+    )
 
 
 def _waiting(reporter: Reporter, error: UnsettledError, left: float) -> None:
@@ -128,6 +132,7 @@ def _facts(outcome: Outcome) -> dict[str, object]:
                 "engines": dict(report.engines),
                 "missing_engines": publish.missing_engines(report.engines),
                 "opaque": [{"path": f.path, "size": f.size} for f in report.opaque],
+                "skipped": [{"record": what, "reason": why} for what, why in report.skipped],
             }
         if report.removed:
             facts["removed"] = list(report.removed)
@@ -172,6 +177,10 @@ def _lines(outcome: Outcome) -> list[str]:
         lines.append(f"  no recipe gives back {file.path} ({size_text(file.size)}): sent whole")
     if len(report.opaque) > _SHOWN:
         lines.append(f"  ... and {len(report.opaque) - _SHOWN} more without a recipe")
+    for what, why in report.skipped[:_SHOWN]:
+        lines.append(f"  not published: {what}: {why}")
+    if len(report.skipped) > _SHOWN:
+        lines.append(f"  ... and {len(report.skipped) - _SHOWN} more records")
     if report.removed:
         lines.append(f"  removed what an interrupted publish left: {', '.join(report.removed)}")
     return lines

@@ -120,6 +120,15 @@ def test_recursive(tmp_path: Path) -> None:
     assert listing(tmp_path / "top") == before
     (tmp_path / "none").mkdir()
     run("publish", "--recursive", tmp_path / "none", code=4)
+    assert "no such folder" in run("publish", "--recursive", tmp_path / "x", code=4).stderr
+    assert "no such folder" in run("publish", tmp_path / "x", code=4).stderr
+
+
+def test_records_with_a_base_elsewhere_are_named(repo: Path) -> None:
+    repomd = repo / "repodata/repomd.xml"
+    text = repomd.read_text()
+    repomd.write_text(text.replace("<location href", '<location xml:base="http://a.b/" href', 1))
+    assert "xml:base" in run("publish", repo).stdout
 
 
 def test_a_store_tree(repo: Path, tmp_path: Path) -> None:
@@ -127,7 +136,7 @@ def test_a_store_tree(repo: Path, tmp_path: Path) -> None:
     run("publish", repo, "--store", tmp_path / "S", "--as", "f/43")
     assert (tmp_path / "S/f/43/tidings/head.json").is_file()
     assert listing(repo) == before
-    run("publish", repo, "--store", tmp_path / "S", code=4)
+    run("publish", repo, "--store", tmp_path / "S", code=2)
     run("publish", repo, "--store", tmp_path / "S", "--as", "../out", code=4)
     assert not (tmp_path / "out").exists()
     rows = events("snapshots", repo, "--store", tmp_path / "S", "--as", "f/43")
@@ -164,7 +173,7 @@ def test_settings_from_a_file(repo: Path, tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 2
     assert events("config", "check", "--config", file, code=4)[-1]["error"]["code"] == "config"
     run("publish", repo, "--config", tmp_path / "none.toml", code=10)
-    run("publish", code=4)
+    run("publish", code=2)
 
 
 def test_usage() -> None:
