@@ -336,3 +336,14 @@ def test_a_folder_without_metadata(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no rpm-md or apt metadata"):
         publisher.publish(tmp_path, LocalBackend(tmp_path / "tidings"))
     assert not (tmp_path / "tidings").exists()
+
+
+def test_two_heads_never_share_a_second(mirror: Mirror) -> None:
+    """Static servers make the ETag of size and second."""
+    path = mirror.root / "tidings" / HEAD_NAME
+    times = []
+    for _ in range(3):
+        mirror.step()
+        times.append(int(path.stat().st_mtime))
+    assert len(set(times)) == 3
+    assert times == sorted(times)
