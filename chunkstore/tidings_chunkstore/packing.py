@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from . import chunker, delta, frames, index
 from .ids import ChunkId, ContentId, FileId
@@ -215,16 +215,7 @@ class Packer:
         contents = tuple(
             Content(c.track, c.id, c.size, c.index or places.get(c.id)) for c in snapshot.contents
         )
-        whole = Snapshot(
-            snapshot.repo,
-            snapshot.serial,
-            snapshot.time,
-            snapshot.layout,
-            snapshot.main,
-            snapshot.timestamp,
-            snapshot.files,
-            contents,
-        )
+        whole = replace(snapshot, contents=contents)
         toc = Toc(whole, previous, tuple(self._runs), tuple(self._dictionaries), tuple(edges))
         name, pieces = self._writer.finish(toc)
         return name, pieces, toc

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 from . import delta, head, index, pack
 from .backends.base import HEAD_NAME, Readable
-from .chunker import chunk_id
 from .errors import FormatError, StoreError
 from .frames import FrameReader
-from .ids import ChunkId, ContentId
+from .ids import ContentId
 from .limits import LIMITS
 from .places import PackName, Span
 from .zstd import zstd
@@ -218,12 +217,6 @@ def _stretches(frames: Sequence[index.Frame]) -> Iterator[list[index.Frame]]:
         size += frame.span.length
     if group:
         yield group
-
-
-def check_chunk(data: bytes, wanted: ChunkId) -> None:
-    """Raises StoreError when *data* is not the chunk *wanted*."""
-    if chunk_id(data) != wanted:
-        raise StoreError(f"chunk {wanted.hex()} comes out wrong", code="store-damaged")
 
 
 def pack_dictionary(dictionary: bytes) -> bytes:
