@@ -1,7 +1,7 @@
 """The operator's settings: one TOML schema for all commands.
 
-``/etc/tidings/mirror.toml`` has the tables ``[publish]`` and ``[serve]`` and any number of
-``[[repo]]``. An option of the command line beats the environment (``TIDINGS_MIRROR_KEEP`` for
+``/etc/tidings/mirror.toml`` has the tables ``[publish]``, ``[serve]``, ``[follow]`` and any number
+of ``[[repo]]``. An option of the command line beats the environment (``TIDINGS_MIRROR_KEEP`` for
 ``keep``), which beats the file. Every setting is one row of ``SETTINGS``: the file, the
 environment, ``config check`` and docs/config.md go by it.
 """
@@ -12,7 +12,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,30 @@ def _layout(value: object) -> str:
     return str(value)
 
 
+def _url(value: object) -> str:
+    """An http or https URL; a metalink's may have a query."""
+    text = _text(value)
+    if not re.fullmatch(r"https?://[^/?#\s][^#\s]*", text):
+        raise ValueError("a URL is wanted, as https://host/path/")
+    return text
+
+
+def _urls(value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list) or not value:
+        raise ValueError("a URL or a list of URLs is wanted")
+    return tuple(_url(item) for item in value)
+
+
+def _words(value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = [part for part in value.split(",") if part]
+    if not isinstance(value, list) or not value:
+        raise ValueError("a list of types is wanted, as primary, group, updateinfo")
+    return tuple(_text(item) for item in value)
+
+
 def url_path(value: object) -> str:
     """A repository's path in URLs, without slashes at its ends. Raises ValueError."""
     text = _text(value).strip("/")
@@ -136,11 +160,34 @@ class ServeSettings:
     reconcile: bool = False
     casync: bool = True
     access_log: bool = False
+    pull_through: bool = False
+    fresh: int = 300
+
+
+@dataclass(frozen=True, slots=True)
+class FollowSettings:
+    """``[follow]``."""
+
+    state: Path = Path("/var/lib/tidings")
+    every: int = 3600
+    parallel: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamSettings:
+    """Where a ``[[repo]]`` comes from: one of *urls*, *metalink* and *mirrorlist*."""
+
+    urls: tuple[str, ...] = ()
+    metalink: str | None = None
+    mirrorlist: str | None = None
+    types: tuple[str, ...] | None = None
+    gpgkey: Path | None = None
+    every: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RepoSettings:
-    """One ``[[repo]]``: where it lies, and what is other than in ``[publish]``."""
+    """One ``[[repo]]`` with a root: where it lies, and what is other than in ``[publish]``."""
 
     path: str
     root: Path
@@ -149,6 +196,16 @@ class RepoSettings:
     keep: int | None = None
     keep_days: int | None = None
     direct: int | None = None
+    upstream: UpstreamSettings | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PulledSettings:
+    """One ``[[repo]]`` without a root: it is pulled through from its upstream."""
+
+    path: str
+    upstream: UpstreamSettings
+    layout: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +214,9 @@ class Settings:
 
     publish: PublishSettings = PublishSettings()
     serve: ServeSettings = ServeSettings()
+    follow: FollowSettings = FollowSettings()
     repos: tuple[RepoSettings, ...] = ()
+    pulled: tuple[PulledSettings, ...] = ()
     file: Path | None = field(default=None, compare=False)  #: where it was read from
 
 
@@ -175,13 +234,24 @@ class Setting:
         """Its name in the environment; settings of ``[[repo]]`` alone have none."""
         if self.tables == ("repo",):
             return None
-        prefix = "SERVE_" if "publish" not in self.tables else ""
+        table = self.tables[0]
+        prefix = "" if table == "publish" else f"{table.upper()}_"
         return f"{ENVIRONMENT}{prefix}{self.name.upper()}"
 
 
 SETTINGS: tuple[Setting, ...] = (
     Setting(("repo",), "path", url_path, "path of the repository in URLs, and in the store"),
     Setting(("repo",), "root", _folder, "folder that holds repodata/ or InRelease"),
+    Setting(("repo",), "urls", _urls, "upstream: base URLs of one repository, the first preferred"),
+    Setting(("repo",), "metalink", _url, "upstream: a metalink's URL"),
+    Setting(("repo",), "mirrorlist", _url, "upstream: the URL of a list of base URLs"),
+    Setting(("repo",), "types", _words, "of an rpm-md upstream, these types only"),
+    Setting(("repo",), "gpgkey", _folder, "file of the keys that sign the upstream"),
+    Setting(
+        ("follow", "repo"), "every", _whole(10, 2_592_000), "seconds from one look to the next"
+    ),
+    Setting(("follow",), "state", _folder, "folder for what is known of upstreams"),
+    Setting(("follow",), "parallel", _whole(1, 64), "upstreams at a time"),
     Setting(("publish", "repo"), "keep", _whole(1, 4096), "snapshots that are retained"),
     Setting(("publish", "repo"), "keep_days", _whole(1, 36500), "and no older than so many days"),
     Setting(("publish", "repo"), "direct", _whole(0, 64), "direct deltas from so many snapshots"),
@@ -206,9 +276,18 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(("serve",), "reconcile", flag, "deltas also against bases that are not retained"),
     Setting(("serve",), "casync", flag, "indexes and chunks for casync and desync, on request"),
     Setting(("serve",), "access_log", flag, "one line for each request on stderr"),
+    Setting(("serve",), "pull_through", flag, "fetch repositories with an upstream on request"),
+    Setting(("serve",), "fresh", _whole(1, 86400), "seconds before an upstream is asked again"),
 )
 
-_CLASSES: Mapping[str, type] = {"publish": PublishSettings, "serve": ServeSettings}
+_WAYS = ("urls", "metalink", "mirrorlist")  #: settings of which an upstream has one
+_UPSTREAM = (*_WAYS, "types", "gpgkey", "every")
+_HELD = ("store", "keep", "keep_days", "direct")  #: of repositories that are held and published
+_CLASSES: Mapping[str, type] = {
+    "publish": PublishSettings,
+    "serve": ServeSettings,
+    "follow": FollowSettings,
+}
 
 
 def rows(table: str) -> dict[str, Setting]:
@@ -232,14 +311,19 @@ def load(file: Path | None, environment: Mapping[str, str]) -> Settings:
     said: list[str] = []
     for name, table in tables.items():
         _from_environment(name, table, environment, said)
-    repos = _repos(value.pop("repo", []), problems)
+    repos, pulled = _repos(value.pop("repo", []), problems)
     known = [*_CLASSES, "repo"]
     for name in value:
         problems.append(_unknown(f"[{name}]", name, known))
     if problems or said:
         raise ConfigError([*(f"{file}: {problem}" for problem in problems), *said])
     return Settings(
-        PublishSettings(**tables["publish"]), ServeSettings(**tables["serve"]), repos, file
+        PublishSettings(**tables["publish"]),
+        ServeSettings(**tables["serve"]),
+        FollowSettings(**tables["follow"]),
+        repos,
+        pulled,
+        file,
     )
 
 
@@ -287,24 +371,47 @@ def _from_environment(
                 problems.append(f"{variable}={_shown(environment[variable])}: {error}")
 
 
-def _repos(value: object, problems: list[str]) -> tuple[RepoSettings, ...]:
+def _repos(
+    value: object, problems: list[str]
+) -> tuple[tuple[RepoSettings, ...], tuple[PulledSettings, ...]]:
     if not isinstance(value, list):
         problems.append("[repo]: tables are written [[repo]]")
-        return ()
+        return (), ()
     repos: list[RepoSettings] = []
-    needed = [f.name for f in fields(RepoSettings)][:2]
+    pulled: list[PulledSettings] = []
     for number, item in enumerate(value, 1):
         named = item.get("path") if isinstance(item, dict) else None
         where = f"[[repo]] {_shown(named) if named else number}"
         table = _table(item, "repo", problems, where)
-        missing = [key for key in needed if not (isinstance(item, dict) and key in item)]
-        problems += [f"{where}: {key} is missing" for key in missing]
-        if all(key in table for key in needed):
-            repos.append(RepoSettings(**table))
-    paths = [repo.path for repo in repos]
+        said = item if isinstance(item, dict) else {}
+        problems += [f"{where}: {problem}" for problem in _amiss(said)]
+        upstream = {key: table.pop(key) for key in _UPSTREAM if key in table}
+        comes = UpstreamSettings(**upstream) if upstream else None
+        if "path" not in table:
+            continue
+        if "root" in table:
+            repos.append(RepoSettings(**table, upstream=comes))
+        elif comes is not None:
+            pulled.append(PulledSettings(table["path"], comes, table.get("layout")))
+    paths = [repo.path for repo in repos] + [repo.path for repo in pulled]
     for path in sorted({path for path in paths if paths.count(path) > 1}):
         problems.append(f"[[repo]] {path!r}: there are two")
-    return tuple(repos)
+    return tuple(repos), tuple(pulled)
+
+
+def _amiss(said: Mapping[str, object]) -> list[str]:
+    """What does not go together in one ``[[repo]]``."""
+    ways = [key for key in _WAYS if key in said]
+    problems = [] if "path" in said else ["path is missing"]
+    if "root" not in said and not ways:
+        problems.append(f"root is missing (or an upstream: {', '.join(_WAYS)})")
+    if len(ways) > 1:
+        problems.append(f"{' and '.join(ways)}: one upstream is wanted")
+    if not ways:
+        problems += [f"{key} without {', '.join(_WAYS)}" for key in _UPSTREAM if key in said]
+    elif "root" not in said:
+        problems += [f"{key} without root" for key in _HELD if key in said]
+    return problems
 
 
 def _shown(value: object) -> str:

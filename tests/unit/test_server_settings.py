@@ -9,7 +9,14 @@ import pytest
 
 from tidings_chunkstore.errors import LocalError
 from tidings_server import settings
-from tidings_server.settings import ConfigError, PublishSettings, RepoSettings, ServeSettings
+from tidings_server.settings import (
+    ConfigError,
+    FollowSettings,
+    PublishSettings,
+    RepoSettings,
+    ServeSettings,
+    UpstreamSettings,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -131,9 +138,42 @@ def test_the_schema_is_the_classes() -> None:
     for table, kind in (
         ("publish", PublishSettings),
         ("serve", ServeSettings),
-        ("repo", RepoSettings),
+        ("follow", FollowSettings),
     ):
         assert set(settings.rows(table)) == {field.name for field in dataclasses.fields(kind)}
+    held = {
+        field.name
+        for kind in (RepoSettings, UpstreamSettings)
+        for field in dataclasses.fields(kind)
+    }
+    assert set(settings.rows("repo")) == held - {"upstream"}
+
+
+def test_a_repository_comes_from_one_place(tmp_path: Path) -> None:
+    file = tmp_path / "mirror.toml"
+    file.write_text(
+        '[[repo]]\npath = "held"\nroot = "/srv/held"\nmetalink = "https://a/m?repo=x"\nevery = 60\n'
+        '[[repo]]\npath = "pulled"\nurls = ["https://a/x/", "http://b/x"]\ngpgkey = "/etc/key"\n'
+    )
+    read = settings.load(file, {})
+    (held,), (pulled,) = read.repos, read.pulled
+    assert held.upstream == UpstreamSettings(metalink="https://a/m?repo=x", every=60)
+    assert pulled.upstream.urls == ("https://a/x/", "http://b/x")
+
+
+@pytest.mark.parametrize(
+    ("table", "why"),
+    [
+        ('urls = "https://a/"\nmetalink = "https://a/"', "one upstream is wanted"),
+        ('urls = "file:///etc/"', "a URL is wanted"),
+        ('root = "/srv"\ntypes = "primary"', "types without"),
+        ('urls = "https://a/"\nkeep = 3', "keep without root"),
+        ("", "root is missing"),
+    ],
+)
+def test_upstreams_that_mean_nothing(tmp_path: Path, table: str, why: str) -> None:
+    (problem,) = problems(tmp_path, f'[[repo]]\npath = "x"\n{table}\n')
+    assert why in problem
 
 
 def test_the_document_has_every_setting_and_no_other() -> None:
@@ -142,7 +182,7 @@ def test_the_document_has_every_setting_and_no_other() -> None:
     names = [(row.split("|")[1].strip(" `"), row.split("|")[2].strip(" `")) for row in rows]
     expected = [
         (f"{table}.{setting.name}", setting.environment or "")
-        for table in ("publish", "serve", "repo")
+        for table in ("publish", "serve", "follow", "repo")
         for setting in settings.rows(table).values()
     ]
     documented = dict(names)
