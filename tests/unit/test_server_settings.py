@@ -110,7 +110,7 @@ def test_each_mistake_has_its_line(tmp_path: Path) -> None:
         "TIDINGS_MIRROR_KEEP='none'",
     ]
     assert found[0].endswith("is keep meant?")
-    assert found[-3].endswith("root is missing")
+    assert found[-3].startswith("[[repo]] 'x': root is missing")
     assert found[-2].endswith("is serve meant?")
 
 
