@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tidings_chunkstore.backends.local import explain
@@ -16,22 +16,25 @@ _APT_MAINS = ("InRelease", "Release")
 _PACKAGES = (".rpm", ".deb", ".drpm", ".udeb", ".dsc")
 
 
-def discover(top: Path) -> Iterator[Path]:
+def discover(top: Path, over: Callable[[], bool] = lambda: False) -> Iterator[Path]:
     """The repositories in *top* and below, a folder before those below it.
 
     A folder with ``repodata/repomd.xml``, ``InRelease`` or ``Release`` is one. Below an apt one
     there is none; an rpm-md one may hold others beside its packages (Fedora's ``debug/``).
     Symlinks to folders are not followed: what they show has a place of its own. Raises LocalError
-    when *top* cannot be read; a folder below it that cannot is left out.
+    when *top* cannot be read; a folder below it that cannot is left out. Asked at each folder,
+    *over* ends the search.
     """
     try:
         os.scandir(top).close()
     except OSError as error:
         raise explain(error, top) from error
-    yield from _below(str(top), DEPTH)
+    yield from _below(str(top), DEPTH, over)
 
 
-def _below(folder: str, depth: int) -> Iterator[Path]:
+def _below(folder: str, depth: int, over: Callable[[], bool]) -> Iterator[Path]:
+    if over():
+        return
     if any(os.path.isfile(os.path.join(folder, name)) for name in _APT_MAINS):
         yield Path(folder)
         return
@@ -60,4 +63,4 @@ def _below(folder: str, depth: int) -> Iterator[Path]:
     letters = repository
     for name in sorted(folders):
         if not (letters and len(name) == 1):
-            yield from _below(os.path.join(folder, name), depth - 1)
+            yield from _below(os.path.join(folder, name), depth - 1, over)
