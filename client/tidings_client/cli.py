@@ -26,8 +26,8 @@ from .options import PATHS, Kind, Option, add, resolve, seconds
 from .progress import Reporter, cost_text, size_text, summary_text
 
 if TYPE_CHECKING:
+    from .job import PlanResult
     from .remote import RemoteSettings
-    from .sync import PlanResult
     from .trust import TrustSettings
 
 ROUTES = ("auto", "delta", "reconcile", "chunks", "full")

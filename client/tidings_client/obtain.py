@@ -24,13 +24,13 @@ from tidings_chunkstore.opening import Codec, codec_of, open_stream
 
 from .assemble import TEMPORARY, Done, Proof, Workbench, Wrap, Write
 from .bundle import decode_bundle
+from .job import Progress
 from .local import Destination
 from .plan import SIDE_LIMIT, Bundle, Plan, Question, Reconcile, Route, Task, Wanted, make_plan
 from .remote import Remote
 from .sections import Sections
 from .state import SIDE, Stamp
 from .stock import Source, Stock
-from .sync import Progress
 
 
 class Unfit(Exception):

@@ -12,10 +12,10 @@ from tidings_chunkstore import delta, index
 from tidings_chunkstore.errors import FormatError, NetworkError, TidingsError, VerificationError
 from tidings_chunkstore.places import PackName, Span
 
+from .job import Progress
 from .local import Destination, translated, write_all
 from .plan import Plan, assign
 from .remote import Remote
-from .sync import Progress
 
 _PART = "part-"
 

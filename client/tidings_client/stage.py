@@ -40,10 +40,11 @@ from tidings_chunkstore.places import PackName
 
 from . import state as states
 from .answers import Wanted
+from .ask import Ask
+from .job import SyncOptions, SyncResult
 from .local import Destination
 from .progress import Reporter
 from .remote import Check, HeadAnswer, Remote, RemoteSettings, Sink
-from .sync import Ask, SyncOptions, SyncResult
 
 VERSION = 1  #: of the request
 REQUEST_LIMIT = 1 << 20  #: bytes of a request

@@ -14,13 +14,14 @@ from tidings_chunkstore.limits import LIMITS
 from tidings_chunkstore.opening import Codec, codec_of
 
 from . import state as states
+from .ask import Ask, question_key
 from .assemble import DONE, SPOOL, TEMPORARY, Done, Proof
+from .job import SyncOptions
 from .local import Destination
 from .obtain import Item, Obtain
 from .plan import SIDE_LIMIT
 from .state import Seen, State
 from .stock import Present, Source
-from .sync import Ask, SyncOptions, question_key
 
 
 class Switch:

@@ -26,16 +26,9 @@ from tidings_chunkstore.layout import LAYOUTS, Layout, Listing, PublishedFile, s
 from tidings_chunkstore.limits import LIMITS
 from tidings_chunkstore.listing import COMPRESSIONS
 
+from .ask import Ask
 from .assemble import Proof
-from .local import Destination
-from .obtain import Item, Obtain, Unfit
-from .plan import Plan, Route, Wanted
-from .remote import Remote
-from .state import State
-from .stock import gather, present
-from .switch import Switch
-from .sync import (
-    Ask,
+from .job import (
     PlannedFile,
     PlanResult,
     Progress,
@@ -43,6 +36,13 @@ from .sync import (
     SyncOptions,
     SyncResult,
 )
+from .local import Destination
+from .obtain import Item, Obtain, Unfit
+from .plan import Plan, Route, Wanted
+from .remote import Remote
+from .state import State
+from .stock import gather, present
+from .switch import Switch
 from .trust import check_main, check_step, signature_paths
 
 _PART = "part-"  # a section that was fetched, kept for the next run
