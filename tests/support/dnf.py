@@ -209,16 +209,17 @@ class Key:
 
 @dataclass
 class Site:
-    """A server that can misbehave, behind a wire that counts."""
+    """A server that can misbehave, behind a wire that counts, behind a front if there is one."""
 
     server: Misbehaving
     wire: Wire
     mark: int = 0
+    front: str = ""  #: base URL of what passes all on to the wire, as a terminator of TLS does
 
     @property
     def url(self) -> str:
-        """Base URL through the wire."""
-        return self.wire.url
+        """Base URL for those who ask."""
+        return self.front or self.wire.url
 
     def reset(self) -> None:
         """Count anew; faults stay."""

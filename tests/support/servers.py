@@ -50,7 +50,7 @@ def free_port() -> int:
         return port
 
 
-def _wait_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -58,12 +58,12 @@ def _wait_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
         with contextlib.suppress(OSError), socket.create_connection((HOST, port), timeout=1):
             return
         time.sleep(0.02)
-    _stop(process)
+    stop(process)
     text = log.read_text(errors="replace")[-4000:] if log.exists() else ""
     raise ServerFailed(f"{process.args!r} does not listen on port {port}:\n{text}")
 
 
-def _stop(process: subprocess.Popen[bytes], how: int = signal.SIGTERM) -> None:
+def stop(process: subprocess.Popen[bytes], how: int = signal.SIGTERM) -> None:
     if process.poll() is None:
         process.send_signal(how)
         try:
@@ -143,7 +143,7 @@ class Nginx:
 
     def stop(self) -> None:
         """Ends it; a second time does nothing."""
-        _stop(self.process)
+        stop(self.process)
 
 
 def start_nginx(folder: Path, server: str, http: str = "") -> Nginx:
@@ -165,7 +165,7 @@ def start_nginx(folder: Path, server: str, http: str = "") -> Nginx:
             stdout=sink,
             stderr=subprocess.STDOUT,
         )
-    _wait_port(port, process, folder / "error.log")
+    wait_port(port, process, folder / "error.log")
     return Nginx(folder, port, process)
 
 
@@ -183,7 +183,7 @@ class Command:
 
     def stop(self, how: int = signal.SIGTERM) -> int:
         """Ends it by ``how``; its exit status."""
-        _stop(self.process, how)
+        stop(self.process, how)
         status: int = self.process.returncode
         return status
 
@@ -210,10 +210,10 @@ def start_command(
         match = _URL.search(log.read_bytes())
         if match:
             port = int(match[1])
-            _wait_port(port, process, log)
+            wait_port(port, process, log)
             return Command(f"http://{HOST}:{port}", port, process, log)
         time.sleep(0.02)
-    _stop(process)
+    stop(process)
     raise ServerFailed(f"{process.args!r} names no URL:\n{log.read_text(errors='replace')[-4000:]}")
 
 
