@@ -54,6 +54,8 @@ class Destination:
         folder or its ``.tidings`` is a symlink.
         """
         self.path = path
+        self._made: list[Path] = []  # folders, the innermost first
+        self._made_work = False
         self._work: int | None = None
         self._root: int | None = None
         if not create and not path.exists():
@@ -61,7 +63,9 @@ class Destination:
         with translated(path):
             try:
                 if create:
+                    missing = [p for p in (path, *path.parents) if not os.path.lexists(p)]
                     path.mkdir(mode=0o755, parents=True, exist_ok=True)
+                    self._made = missing
                 self._root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             except (FileExistsError, NotADirectoryError) as error:
                 raise InputError(f"{path}: not a folder", code="not-a-folder") from error
@@ -87,6 +91,16 @@ class Destination:
             if descriptor is not None:
                 os.close(descriptor)
         self._work = self._root = None
+
+    def undo(self) -> None:
+        """After a failure: remove the folders that were made for this run and hold nothing."""
+        if self._root is None:
+            return
+        with suppress(OSError):  # not empty: what is in there is of use to the next run
+            if self._made_work:
+                os.rmdir(FOLDER, dir_fd=self._root)
+            for folder in self._made:
+                folder.rmdir()
 
     # -- published files -------------------------------------------------------------------------
 
@@ -229,7 +243,10 @@ class Destination:
         """The descriptor of ``.tidings``, made where it is missing."""
         if self._work is None:
             assert self._root is not None
-            self._work = self._enter(self._root, FOLDER, FOLDER, create=True)
+            self._work = self._enter(self._root, FOLDER, FOLDER, create=False)
+            self._made_work = self._work is None
+            if self._work is None:
+                self._work = self._enter(self._root, FOLDER, FOLDER, create=True)
             assert self._work is not None
         return self._work
 

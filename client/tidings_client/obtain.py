@@ -343,7 +343,8 @@ class Obtain:
             self.bad.add(path)
             code = getattr(error, "code", "recipe")
             self.blame(f"recipe-{code}")
-            self.progress.note(f"{path}: rebuilt bytes differ ({error})", code=code)
+            told = str(error).removeprefix(f"{path}: ")
+            self.progress.note(f"{path}: rebuilt bytes differ ({told})", code=code)
 
     def _from_here(self, task: Task, wraps: Sequence[Wrap]) -> None:
         """Only the wrapping is new."""

@@ -93,7 +93,8 @@ class Sections:
 
     def _give_up(self, pack: PackName, spans: Iterable[Span], error: TidingsError) -> None:
         self._blame(f"pack-{error.code}")
-        self._progress.note(f"{pack}: {error}", code=error.code)
+        text = str(error)
+        self._progress.note(text if str(pack) in text else f"{pack}: {text}", code=error.code)
         if isinstance(error, NetworkError):
             self._bad.add(pack)
         self._bad.update(spans)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from tidings_chunkstore import zck
-from tidings_chunkstore.errors import FormatError
+from tidings_chunkstore.errors import FormatError, LocalError
 from tidings_chunkstore.ids import ContentId, FileId
 from tidings_chunkstore.layout import LAYOUTS, Layout, Listing
 from tidings_chunkstore.limits import LIMITS
@@ -162,6 +163,16 @@ class Switch:
             if known.get(item.path) != self.work.got.sha256_of(item.path):
                 return False
         return True
+
+    def abandon(self) -> None:
+        """After a failure: keep what is of use to the next run, and nothing else."""
+        mains = [path for layout in LAYOUTS.values() for path in layout.mains()]
+        done = {self.work.got.done[path].name for path in mains if path in self.work.got.done}
+        with suppress(LocalError):  # a disk that fails has been told of
+            for name in self.dest.work_names():
+                # A main file may be what was refused; it is asked for again in any case.
+                if name.startswith((TEMPORARY, SPOOL)) or name in done:
+                    self.dest.work_remove(name)
 
     def sweep(self) -> None:
         """Remove what a killed run left half done, and take up what it finished."""

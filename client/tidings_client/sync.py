@@ -37,15 +37,19 @@ def sync(options: SyncOptions, remote: Remote, progress: Progress | None = None)
     started = time.monotonic()
     progress = progress or Silent()
     with Destination(options.dest) as dest:
-        state = states.load(dest.work_read(states.STATE, states.LIMIT))
-        _may_use(dest, state, options)
-        ask = Ask.of(dest, state, options, remote)
-        if ask.unchanged(dest, state, options):
-            states.tidy(dest)  # a run may have been killed after its last word
-            return _unchanged(state, remote, started)
-        from .update import Update
+        try:
+            state = states.load(dest.work_read(states.STATE, states.LIMIT))
+            _may_use(dest, state, options)
+            ask = Ask.of(dest, state, options, remote)
+            if ask.unchanged(dest, state, options):
+                states.tidy(dest)  # a run may have been killed after its last word
+                return _unchanged(state, remote, started)
+            from .update import Update
 
-        return Update(options, remote, progress, dest, state, ask, started).run()
+            return Update(options, remote, progress, dest, state, ask, started).run()
+        except BaseException:
+            dest.undo()
+            raise
 
 
 def plan(options: SyncOptions, remote: Remote, progress: Progress | None = None) -> PlanResult:
@@ -67,6 +71,9 @@ def _may_use(dest: Destination, state: states.State, options: SyncOptions) -> No
     """Refuse a folder that holds something else."""
     if options.route not in ROUTES:
         raise InputError(f"unknown route {options.route!r}", code="unknown-route")
+    for seed in options.seeds:
+        if not seed.is_dir():
+            raise InputError(f"seed {seed}: not a folder", code="no-seed")
     if options.adopt or state.owned or not dest.names():
         return
     from tidings_chunkstore.layout import LAYOUTS

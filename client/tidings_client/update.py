@@ -45,7 +45,7 @@ from .stock import gather, present
 from .switch import Switch
 from .trust import check_main, check_step, signature_paths
 
-_PART = "part-"  # a section that was fetched, kept for the next run
+_MAINS = frozenset(path for layout in LAYOUTS.values() for path in layout.mains())
 
 
 class Update:
@@ -85,10 +85,15 @@ class Update:
         try:
             layout, listing, items = self._follow()
             changed = self.switch.run(layout, listing, items, self.word)
+        except BaseException:
+            self.switch.abandon()
+            raise
         finally:
             self.remote.watch(None)
             self.work.bench.close()
-        return self._result(layout, listing, items, changed)
+        result = self._result(layout, listing, items, changed)
+        self._note_ways(result.files)
+        return replace(result, fallback_reason=self.work.reason)
 
     def plan(self) -> PlanResult:
         """See ``sync.plan``."""
@@ -102,7 +107,9 @@ class Update:
             planned = self.work.plan(items)
         finally:
             self.work.bench.close()
-        return _plan_result(self.work.head, planned, self.work.reason)
+        result = _plan_result(self.work.head, planned, self.work.reason)
+        self._note_ways(result.files)
+        return replace(result, fallback_reason=self.work.reason)
 
     # -- the head --------------------------------------------------------------------------------
 
@@ -140,20 +147,45 @@ class Update:
             except Unfit as unfit:
                 failure = unfit.error
                 self._note_fallback(failure)
-        for pause in self.options.pauses or (0.0,):
+        for number, pause in enumerate(self.options.pauses or (0.0,)):
+            if number and failure is not None:
+                text = f"the mirror's files do not fit together ({failure.code}), trying again"
+                self.progress.note(text, code=failure.code, detail=str(failure))
             time.sleep(pause)
             try:
                 return self._by_mirror()
             except Unfit as unfit:
                 failure = unfit.error
-                self._note_fallback(failure)
+                if self.work.reason is None:
+                    self.work.reason = failure.code
+                if failure.code == "no-repository" and self._no_head():
+                    break  # neither a head nor a main file: a wrong URL heals by no waiting
         assert failure is not None
         raise failure
 
+    def _no_head(self) -> bool:
+        """Whether the mirrors were asked for a head and have none, or were not asked."""
+        return self.ask.data is None and self.ask.reason in (None, "no-tidings")
+
     def _note_fallback(self, error: TidingsError) -> None:
+        # The error itself is told where it is the end; a line of its own here would be the same.
         if self.work.reason is None:
             self.work.reason = error.code
-        self.progress.note(f"trying by the mirror's own main file: {error}", code=error.code)
+        text = f"the head leads to no complete publish ({error.code}), trying by the main file"
+        self.progress.note(text, code=error.code, detail=str(error))
+
+    def _note_ways(self, files: Sequence[SyncedFile | PlannedFile]) -> None:
+        """Say where a route that was asked for was not taken."""
+        forced = self.options.route
+        data = [f for f in files if f.path not in _MAINS and f.route != Route.CURRENT]
+        others = [f for f in data if f.route != forced]
+        if forced in ("auto", Route.FULL) or not others:
+            return
+        if len(others) == len(data):
+            self.work.blame(f"no-{forced}")
+        told = ", ".join(sorted({f.type for f in others}))
+        ways = " and ".join(sorted({f.route for f in others}))
+        self.progress.note(f"--route {forced} does not lead to {told}: {ways}", code=f"no-{forced}")
 
     def _by_head(self, now: head.Head) -> tuple[Layout, Listing, list[Item]]:
         layout = LAYOUTS[now.layout]
@@ -333,7 +365,9 @@ class Update:
                     continue
                 data = bytearray()
                 try:
-                    self.remote.file(main, data.extend, limit=LIMITS.main, reset=data.clear)
+                    self.remote.file(
+                        main, data.extend, limit=LIMITS.main, reset=data.clear, fresh=True
+                    )
                 except NetworkError as error:
                     failure = error
                     continue
