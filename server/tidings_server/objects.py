@@ -151,16 +151,9 @@ class Objects:
 
     async def _entry(self, raw: bytes) -> Entry | None:
         """What *raw* names now. Raises PermissionError."""
-        entry = self._entries.get(raw)
+        entry = self._known(raw)
         if entry is not None:
-            try:
-                # A local file system answers from memory; a thread would cost 20 times as much.
-                if signature(os.stat(entry.path)) == entry.version:
-                    self._entries.move_to_end(raw)
-                    return entry
-            except OSError:
-                pass  # gone, or another place now: looked up anew below
-            self._entries.pop(raw, None)
+            return entry
         # One look-up however many ask: a pack is hashed whole before its first byte is sent.
         task = self._opening.get(raw)
         if task is None:
@@ -168,6 +161,20 @@ class Objects:
             self._opening[raw] = task
             task.add_done_callback(lambda _: self._opening.pop(raw, None))
         return await asyncio.shield(task)
+
+    def _known(self, key: bytes) -> Entry | None:
+        """The entry under *key*, if its file is still the same."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            try:
+                # A local file system answers from memory; a thread would cost 20 times as much.
+                if signature(os.stat(entry.path)) == entry.version:
+                    self._entries.move_to_end(key)
+                    return entry
+            except OSError:
+                pass  # gone, or another place now: to be looked up anew
+            self._entries.pop(key, None)
+        return None
 
     async def _look_up(self, raw: bytes) -> Entry | None:
         parts = split_path(raw)
@@ -201,16 +208,21 @@ class Objects:
                     return None
                 etag = b'"%b"' % target.pack.id.hex().encode()
                 return self._make(path, version, found, etag, _ANY, IMMUTABLE, 1)
-            etag = b'"%x-%x"' % (found.st_mtime_ns, found.st_size)
-            if found.st_size <= _HASHED:
-                data = os.pread(descriptor, _HASHED, 0)
-                etag = b'"%b"' % hashlib.sha256(data).hexdigest()[:24].encode()
-            name = target.parts[-1]
-            kind = _TYPES.get(os.path.splitext(name)[1], _ANY)
-            cache = IMMUTABLE if is_hash_named("/".join(target.parts[-3:])) else REVALIDATE
-            return self._make(path, version, found, etag, kind, cache, MOST_RANGES)
+            return self._published(descriptor, path, found, target.parts)
         finally:
             os.close(descriptor)
+
+    def _published(
+        self, descriptor: int, path: str, found: os.stat_result, parts: Sequence[str]
+    ) -> Entry:
+        """A published file; *parts* is the path it was asked by."""
+        etag = b'"%x-%x"' % (found.st_mtime_ns, found.st_size)
+        if found.st_size <= _HASHED:
+            data = os.pread(descriptor, _HASHED, 0)
+            etag = b'"%b"' % hashlib.sha256(data).hexdigest()[:24].encode()
+        kind = _TYPES.get(os.path.splitext(parts[-1])[1], _ANY)
+        cache = IMMUTABLE if is_hash_named("/".join(parts[-3:])) else REVALIDATE
+        return self._make(path, signature(found), found, etag, kind, cache, MOST_RANGES)
 
     def _make(
         self,
@@ -308,6 +320,56 @@ class Objects:
         version = signature(found)[:3]
         cache = IMMUTABLE if immutable else REVALIDATE
         return self._make(str(path), version, found, etag, _ANY, cache, 1)
+
+    async def holds(self, raw: bytes) -> bool:
+        """Whether there is an object at the path *raw*, readable or not."""
+        try:
+            return await self._entry(raw) is not None
+        except PermissionError:
+            return True
+
+    async def send_file(
+        self,
+        path: Path,
+        parts: Sequence[str],
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        more: Sequence[tuple[bytes, bytes]] = (),
+    ) -> bool:
+        """Answer with a published file that the caller found; False when it is gone.
+
+        *parts*: the path it was asked by; *more*: further headers.
+        """
+        asked = {name: value for name, value in scope["headers"] if name in _ASKED}
+        # The path decides its caching headers; no path of a request holds a NUL.
+        key = b"\0".join((b"", os.fsencode(path), "/".join(parts[-3:]).encode()))
+        for _ in range(3):
+            entry = self._known(key)
+            if entry is None:
+                loop = asyncio.get_running_loop()
+                entry = await loop.run_in_executor(self._pool, self._found, path, parts)
+                if entry is None:
+                    return False
+                self._remember(key, entry)
+            try:
+                given = replace(entry, headers=(*entry.headers, *more)) if more else entry
+                await self._answer(given, scope["method"], asked, receive, send)
+                return True
+            except Changed:
+                self._entries.pop(key, None)
+        return False
+
+    def _found(self, path: Path, parts: Sequence[str]) -> Entry | None:
+        """Describe a file; runs in a thread."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            return self._published(descriptor, str(path), os.fstat(descriptor), parts)
+        finally:
+            os.close(descriptor)
 
     # -- answers -----------------------------------------------------------------------------------
 

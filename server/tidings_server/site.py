@@ -58,10 +58,12 @@ def split_path(raw: bytes) -> tuple[str, ...] | None:
     """The parts of a path as sent, decoded; None for one that names no file here.
 
     Encoded slashes, backslashes, NUL and other control characters, dot files and ``..`` are
-    refused; empty parts are dropped, as web servers do.
+    refused; empty parts and ``.`` are dropped, as web servers do: apt sends ``/flat/./InRelease``.
     """
     if len(raw) > _PATH_MAX or not raw.startswith(b"/") or raw.endswith(b"/"):
         return None
+    while b"/./" in raw:
+        raw = raw.replace(b"/./", b"/")
     if b"%" in raw:
         lower = raw.lower()
         if b"%2f" in lower or b"%5c" in lower:

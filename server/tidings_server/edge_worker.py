@@ -1,0 +1,118 @@
+"""One look at an upstream: started by ``edge`` with the request as JSON on standard input.
+
+A process of its own: rebuilding a large file takes seconds of a processor and a hundred megabytes,
+which the server's event loop and its memory never see, and it can be stopped. It ends with the
+status as JSON on standard output, so that the server knows how it went even where the disk took
+nothing. The lock holds off other server processes' workers; who waited for it finds the look done.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tidings_chunkstore.backends.local import explain
+from tidings_chunkstore.errors import LocalError, TidingsError
+
+from .edge_rules import Looks, public
+from .edge_states import Held, Problem, Status
+
+if TYPE_CHECKING:
+    from .upstream import Fetched
+
+
+def main() -> int:
+    """Answer the request on standard input; the exit code is 0 whenever there is a status."""
+    request = json.load(sys.stdin)
+    held = Held(Path(request["folder"]), request["path"])
+    try:
+        held.folder.mkdir(parents=True, exist_ok=True)
+        with held.lock.open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            status = look(held, request)
+    except OSError as error:
+        status = _after(held, request, explain(error, held.folder), 0.0)
+    except LocalError as error:
+        status = _after(held, request, error, 0.0)
+    sys.stdout.buffer.write(status.encode())
+    return 0
+
+
+def look(held: Held, request: dict[str, Any]) -> Status:
+    """Bring the states to what the upstream has; the caller holds the lock. Raises LocalError."""
+    before = held.status()
+    if before.looks.checked >= request["asked"]:
+        return before  # another process looked while we waited for the lock
+    started = time.monotonic()
+    try:
+        fetched = _fetch(held, request["source"])
+        now = time.time()
+        new = held.take_in(now)
+        status = _fine(before, fetched, new, now)
+    except (TidingsError, OSError, MemoryError) as error:
+        status = _after(held, request, error, time.monotonic() - started)
+    held.write_status(status)
+    held.prune(time.time(), request["budget"])
+    return status
+
+
+def _fetch(held: Held, source: dict[str, Any]) -> Fetched:
+    from .settings import UpstreamSettings
+    from .upstream import Source, fetch
+
+    upstream = dict(source["upstream"])
+    for name in ("urls", "types"):
+        if upstream.get(name) is not None:
+            upstream[name] = tuple(upstream[name])
+    if upstream.get("gpgkey") is not None:
+        upstream["gpgkey"] = Path(upstream["gpgkey"])
+    wanted = Source(source["path"], UpstreamSettings(**upstream), source["layout"])
+    return fetch(wanted, held.work, memory=held.memory)
+
+
+def _fine(before: Status, fetched: Fetched, new: bool, now: float) -> Status:
+    status = replace(
+        before,
+        looks=Looks(now, now, 0),
+        error=None,
+        upstream=public(fetched.base) if fetched.base else before.upstream,
+        trust=fetched.trust,
+        timestamp=fetched.timestamp or before.timestamp,
+        seconds=round(fetched.seconds, 3),
+    )
+    if not new:
+        return status
+    return replace(
+        status,
+        changed=now,
+        bytes_received=fetched.bytes_received,
+        requests=fetched.requests,
+        bytes_full=fetched.bytes_full,
+        total_bytes_received=before.total_bytes_received + fetched.bytes_received,
+        total_bytes_full=before.total_bytes_full + fetched.bytes_full,
+        total_changes=before.total_changes + 1,
+    )
+
+
+def _after(held: Held, request: dict[str, Any], error: Exception, seconds: float) -> Status:
+    """The status after *error*."""
+    if isinstance(error, OSError):
+        error = explain(error, held.folder)
+    if isinstance(error, TidingsError):
+        problem = Problem(error.code, str(error)[:1000], isinstance(error, LocalError))
+    else:
+        problem = Problem("memory", "out of memory", True)
+    try:
+        before = held.status()
+    except LocalError:
+        before = Status(request["path"])
+    return before.failed(time.time(), problem, round(seconds, 3))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
