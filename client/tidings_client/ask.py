@@ -76,5 +76,6 @@ def question_key(options: SyncOptions) -> str:
         "zck" if options.zchunk else "",
         (options.trust.repomd_sha256 or "").lower(),
         key.hex(),
+        *([options.trust.repomd_sha512.lower()] if options.trust.repomd_sha512 else []),
     )
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -37,8 +37,32 @@ class Mirror:
         return shown(self.base)
 
 
+class Page(Mirror):
+    """A document with a URL of its own, query and all: a metalink, a mirrorlist."""
+
+    def __init__(self, url: str) -> None:
+        self.base = web_url(url).copy_with(fragment=None)
+        self.index = 0
+        self.moved = None
+        self.penalty = 0
+        self.ranges = False
+
+    def url(self, path: str) -> httpx.URL:
+        return self.base
+
+
 def base_url(text: str) -> httpx.URL:
     """*text* as a base URL that ends in a slash. Raises InputError."""
+    url = web_url(text)
+    if url.query or url.fragment:
+        raise InputError(
+            f"a repository's URL has no query or fragment: {shown(url)[:200]}", code="bad-url"
+        )
+    return url if url.path.endswith("/") else url.copy_with(raw_path=url.raw_path + b"/")
+
+
+def web_url(text: str) -> httpx.URL:
+    """*text* as a URL of http or https. Raises InputError."""
     try:
         url = httpx.URL(text)
     except (httpx.InvalidURL, ValueError, TypeError) as error:
@@ -48,11 +72,7 @@ def base_url(text: str) -> httpx.URL:
             f"not an http or https URL: {shown(url)[:200]!r} (like https://host/path/)",
             code="bad-url",
         )
-    if url.query or url.fragment:
-        raise InputError(
-            f"a repository's URL has no query or fragment: {shown(url)[:200]}", code="bad-url"
-        )
-    return url if url.path.endswith("/") else url.copy_with(raw_path=url.raw_path + b"/")
+    return url
 
 
 def _is_web(url: httpx.URL) -> bool:
@@ -65,7 +85,7 @@ def shown(url: httpx.URL) -> str:
     return str(url.copy_with(username=None, password=None)) if url.userinfo else str(url)
 
 
-def _origin(url: httpx.URL) -> tuple[str, str, int]:
+def origin_of(url: httpx.URL) -> tuple[str, str, int]:
     return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme, 0)
 
 
@@ -81,7 +101,7 @@ def next_url(origin: httpx.URL, url: httpx.URL, location: str, mirror: Mirror) -
         raise Failed(
             NetworkError(f"{mirror}: redirects from https to http, refused", code="redirect")
         )
-    if _origin(found) == _origin(origin):
+    if origin_of(found) == origin_of(origin):
         return found.copy_with(username=origin.username, password=origin.password)
     return found.copy_with(username=None, password=None)
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -41,9 +41,13 @@ from .answers import (
     expect,
     promised,
     range_body,
+    strong_time,
 )
-from .mirrors import Failed, Mirror, next_url, remember
+from .mirrors import Failed, Mirror, Page, next_url, remember
 from .transport import NETWORK_ERRORS, TIMEOUTS, UNREACHABLE, Meter, Transport
+
+if TYPE_CHECKING:
+    from .guard import Guard
 
 __all__ = ["HeadAnswer", "Remote", "RemoteSettings", "Wanted"]
 
@@ -73,6 +77,23 @@ class RemoteSettings:
     parallel: int = 4  #: requests at a time
     redirects: int = 5
     user_agent: str = "tidings/0.1"
+    guard: Guard | None = None  #: where connections may go; None: wherever URLs lead
+
+
+@dataclass(frozen=True, slots=True)
+class Validators:
+    """What a server said of a document, to ask later whether it is still the same (RFC 9110)."""
+
+    etag: str | None = None
+    modified: str | None = None  #: Last-Modified, where it is a strong validator
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """A document, or None when it is what *validators* said."""
+
+    data: bytes | None
+    validators: Validators
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,19 +113,24 @@ class Remote:
     check refused what they sent.
     """
 
-    def __init__(self, urls: Sequence[str], settings: RemoteSettings | None = None) -> None:
-        """*urls*: base URLs, http or https, of one repository. Raises InputError."""
+    def __init__(self, urls: Sequence[str | Page], settings: RemoteSettings | None = None) -> None:
+        """*urls*: base URLs, http or https, of one repository, or one Page. Raises InputError."""
         if not urls:
             raise InputError("no URL of a repository is given", code="bad-url")
         self._settings = settings or RemoteSettings()
-        self._mirrors = [Mirror(url, i) for i, url in enumerate(dict.fromkeys(urls))]
+        self._mirrors: list[Mirror] = [
+            url if isinstance(url, Page) else Mirror(url, i)
+            for i, url in enumerate(dict.fromkeys(urls))
+        ]
         self._home = self._mirrors[0]  # the mirror whose head is followed
+        self._last = self._mirrors[0]  # the one that answered last
         self._meter = Meter()
         self._stop = threading.Event()
         self._requests = 0
         self._lock = threading.Lock()
         self._client = httpx.Client(
-            transport=Transport(self._meter, self._settings.parallel), trust_env=False
+            transport=Transport(self._meter, self._settings.parallel, self._settings.guard),
+            trust_env=False,
         )
 
     def __enter__(self) -> Self:
@@ -128,6 +154,11 @@ class Remote:
     def name(self) -> str:
         """The preferred mirror's URL, without credentials."""
         return str(self._mirrors[0])
+
+    @property
+    def answered(self) -> str:
+        """The base URL of the mirror that answered last, without credentials."""
+        return str(self._last)
 
     @property
     def bytes_received(self) -> int:
@@ -182,6 +213,31 @@ class Remote:
                     code="no-tidings",
                 ) from error
             raise
+
+    def look(self, path: str, limit: int, known: Validators | None = None) -> Looked:
+        """A small file as the first mirror has it now, unless it is the one that *known* tells of.
+
+        No other mirror is asked: what one says of its file says nothing of another's.
+        """
+        headers = [_FRESH]
+        if known is not None and known.etag is not None:
+            headers.append(("If-None-Match", known.etag))
+        elif known is not None and known.modified is not None:
+            headers.append(("If-Modified-Since", known.modified))
+        asked = len(headers) > 1
+
+        def attempt(mirror: Mirror, fresh: bool) -> Looked:
+            with self._send(mirror, path, headers, follow=True) as answer:
+                if answer.status_code == 304 and asked and known is not None:
+                    drain(answer)
+                    return Looked(None, known)
+                expect(answer, 200, mirror, path)
+                data = b"".join(decoded(answer, limit, mirror, path))
+                return Looked(
+                    data, Validators(answer.headers.get("etag"), strong_time(answer.headers))
+                )
+
+        return self._anywhere(path, attempt, limit, among=self._mirrors[:1])
 
     def ranges(
         self, wanted: Sequence[Wanted], *, check: Check | None = None
@@ -409,6 +465,7 @@ class Remote:
         home: bool = False,
         patient: bool = False,
         once: Callable[[], bool] = lambda: False,
+        among: Sequence[Mirror] | None = None,
     ) -> T:
         """The first good answer of the mirrors, in rounds; *length* is about what it has in bytes.
 
@@ -423,12 +480,14 @@ class Remote:
         turn = 0
         while True:
             after = 0.0
-            for mirror in self._order(home):
+            for mirror in self._order(home) if among is None else among:
                 if mirror.index in out:
                     continue
                 try:
                     with self._meter.deadline(deadline):
-                        return self._twice(mirror, attempt, once)
+                        found = self._twice(mirror, attempt, once)
+                    self._last = mirror
+                    return found
                 except (FormatError, VerificationError) as error:
                     out.add(mirror.index)
                     errors.append(error)
@@ -442,7 +501,7 @@ class Remote:
             turn += 1
             asked = after > 0
             last = turn >= settings.tries and not (asked and patient)
-            if last or len(out) == len(self._mirrors):
+            if last or len(out) == len(self._mirrors if among is None else among):
                 raise _verdict(what, errors)
             pause = max(settings.backoff * 2 ** (turn - 1) * random.uniform(0.5, 1.5), after)
             end = min(deadline, started + settings.patience) if asked else deadline
@@ -532,6 +591,11 @@ class Remote:
                 content=content,
                 extensions={"timeout": timeout},
             )
+            if settings.guard is not None:
+                try:
+                    settings.guard.check_name(url.host)
+                except NetworkError as error:
+                    raise Failed(error) from error
             with self._lock:
                 self._requests += 1
             answer = self._client.send(request, stream=True, follow_redirects=False)

@@ -14,12 +14,17 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpcore
 import httpx
 
-from tidings_chunkstore.errors import InputError
+from tidings_chunkstore.errors import InputError, NetworkError
+
+from .mirrors import Failed
+
+if TYPE_CHECKING:
+    from .guard import Guard
 
 #: What a request can raise when the network or the peer is at fault.
 NETWORK_ERRORS = (
@@ -142,11 +147,12 @@ class _Stream(httpcore.NetworkStream):
 
 
 class _Backend(httpcore.NetworkBackend):
-    """Opens connections that are counted."""
+    """Opens connections that are counted, and only where *guard* allows it."""
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, meter: Meter, guard: Guard | None) -> None:
         self._inner = httpcore.SyncBackend()
         self._meter = meter
+        self._guard = guard
 
     def connect_tcp(
         self,
@@ -156,10 +162,27 @@ class _Backend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
-        stream = self._inner.connect_tcp(
-            host, port, self._meter.timeout(timeout), local_address, socket_options
-        )
-        return _Stream(stream, self._meter)
+        problem: Exception | None = None
+        for address in self._addresses(host):
+            try:
+                stream = self._inner.connect_tcp(
+                    address, port, self._meter.timeout(timeout), local_address, socket_options
+                )
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                problem = error
+                continue
+            return _Stream(stream, self._meter)
+        assert problem is not None
+        raise problem
+
+    def _addresses(self, host: str) -> Iterable[str]:
+        """What to connect to: the name, or the addresses that were looked at. Raises Failed."""
+        if self._guard is None:
+            return (host,)
+        try:
+            return self._guard.addresses(host) or (host,)
+        except NetworkError as error:
+            raise Failed(error) from error
 
     def sleep(self, seconds: float) -> None:
         self._inner.sleep(seconds)
@@ -185,8 +208,9 @@ class Transport(httpx.BaseTransport):
     than an update over plain HTTP.
     """
 
-    def __init__(self, meter: Meter, connections: int) -> None:
+    def __init__(self, meter: Meter, connections: int, guard: Guard | None = None) -> None:
         self._meter = meter
+        self._guard = guard
         self._connections = connections
         self._pools: dict[str, httpcore.ConnectionPool] = {}
         self._tls: ssl.SSLContext | None = None
@@ -233,7 +257,8 @@ class Transport(httpx.BaseTransport):
             "ssl_context": context,
             "max_connections": self._connections,
             "keepalive_expiry": _KEEPALIVE,
-            "network_backend": _Backend(self._meter),
+            # A proxy is the caller's own, and judges addresses itself.
+            "network_backend": _Backend(self._meter, self._guard if proxy is None else None),
         }
         if proxy is None:
             return httpcore.ConnectionPool(**common)

@@ -54,7 +54,8 @@ class TrustSettings:
     gpgkey: Path | None = None  #: public keys, armored or binary
     allow_older: bool = False
     allow_unsigned: bool = False
-    metalink: bool = False  #: *repomd_sha256* came from a metalink
+    metalink: bool = False  #: the digests came from a metalink
+    repomd_sha512: str | None = None  #: the same, of a metalink that has no SHA-256
 
     def __post_init__(self) -> None:
         if self.repomd_sha256 is not None and not re.fullmatch(
@@ -88,12 +89,13 @@ def check_main(settings: TrustSettings, main: str, data: bytes, beside: Mapping[
         InputError: the key file is none. LocalError: gpgv is not installed.
     """
     word = TRANSPORT
-    if settings.repomd_sha256 is not None:
-        found = hashlib.sha256(data).hexdigest()
-        if found != settings.repomd_sha256.lower():
+    for name, wanted in (("SHA-256", settings.repomd_sha256), ("SHA-512", settings.repomd_sha512)):
+        if wanted is None:
+            continue
+        found = hashlib.new(name.replace("-", ""), data).hexdigest()
+        if found != wanted.lower():
             raise VerificationError(
-                f"{main} has SHA-256 {found}, not {settings.repomd_sha256.lower()}",
-                code="wrong-sha256",
+                f"{main} has {name} {found}, not {wanted.lower()}", code="wrong-sha256"
             )
         word = METALINK if settings.metalink else SHA256
     if settings.gpgkey is None:

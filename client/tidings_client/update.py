@@ -24,7 +24,7 @@ from tidings_chunkstore.errors import (
 from tidings_chunkstore.ids import ContentId, FileId
 from tidings_chunkstore.layout import LAYOUTS, Layout, Listing, PublishedFile, safe_path, select
 from tidings_chunkstore.limits import LIMITS
-from tidings_chunkstore.listing import COMPRESSIONS
+from tidings_chunkstore.listing import COMPRESSIONS, Checksum
 
 from .ask import Ask
 from .assemble import Proof
@@ -188,6 +188,7 @@ class Update:
         self.progress.note(f"--route {forced} does not lead to {told}: {ways}", code=f"no-{forced}")
 
     def _by_head(self, now: head.Head) -> tuple[Layout, Listing, list[Item]]:
+        self._may_follow(now)
         layout = LAYOUTS[now.layout]
         items = self._items_of_head(now)
         mains = [item for item in items if item.path in layout.mains()]
@@ -198,6 +199,18 @@ class Update:
         data = self._items_of_listing(layout, listing, now)
         self.work.obtain(data)
         return layout, listing, [*data, *mains]
+
+    def _may_follow(self, now: head.Head) -> None:
+        """Raises Unfit when the caller wants another main file than the head's."""
+        wanted = self.options.trust.repomd_sha256
+        own = next((f.sha256.hex() for f in now.files if f.path == now.main), None)
+        if wanted is not None and own != wanted.lower():
+            raise Unfit(
+                VerificationError(
+                    f"{now.main} has SHA-256 {own} in the head, not {wanted.lower()}",
+                    code="wrong-sha256",
+                )
+            )
 
     def _by_mirror(self) -> tuple[Layout, Listing, list[Item]]:
         layout, main, mains = self._mains_of_mirror()
@@ -225,7 +238,7 @@ class Update:
                 items = [
                     Item(
                         Wanted(path, *layout.describe(path), None),
-                        Proof(path, None),
+                        self._proof_of_main(path) if path == main else Proof(path, None),
                         optional=path != main,
                     )
                     for path in paths
@@ -237,12 +250,23 @@ class Update:
                     failure = failure or unfit.error
                     if unfit.error.code in ("missing", "forbidden"):
                         continue
+                    if unfit.error.code == "wrong-checksum":
+                        raise VerificationError(
+                            f"{main}: no mirror has the one that is wanted", code="wrong-sha256"
+                        ) from unfit
                     raise
                 return layout, main, [i for i in items if i.path not in self.work.got.absent]
         assert failure is not None
         raise Unfit(
             NetworkError(f"no repository there: {failure}", code="no-repository", **failure.details)
         )
+
+    def _proof_of_main(self, path: str) -> Proof:
+        """What the caller said of the main file: a mirror that has another one is passed over."""
+        trust = self.options.trust
+        sha256 = FileId.from_hex(trust.repomd_sha256.lower()) if trust.repomd_sha256 else None
+        sha512 = Checksum("sha512", trust.repomd_sha512.lower()) if trust.repomd_sha512 else None
+        return Proof(path, None, sha256, sha512)
 
     def _check_mains(
         self, layout: Layout, main: str, mains: Sequence[Item], *, by_head: bool
@@ -290,7 +314,7 @@ class Update:
             if file.path in mains or file.path in chosen
         ]
 
-    def _item_of_head(self, now: head.Head, file: head.HeadFile) -> Item:
+    def _item_of_head(self, now: head.Head, file: File) -> Item:
         content = now.current.contents.get(file.track)
         return Item(
             Wanted(
@@ -431,7 +455,7 @@ def _check_head(found: head.Head) -> None:
         safe_path(file.path, "head")
 
 
-def _agree(file: PublishedFile, entry: head.HeadFile) -> bool:
+def _agree(file: PublishedFile, entry: File) -> bool:
     if file.size not in (None, entry.size):
         return False
     if file.checksum is None or file.checksum.algorithm != "sha256":
