@@ -45,10 +45,11 @@ def stamp_of(status: os.stat_result) -> Stamp:
 class Destination:
     """DEST, open and locked. Paths are relative to it; they are ``listing.safe_path``s."""
 
-    def __init__(self, path: Path, *, create: bool = True) -> None:
+    def __init__(self, path: Path, *, create: bool = True, lock: bool = True) -> None:
         """Opens and locks *path*; makes it where it is missing.
 
-        Without *create* nothing is written, and a missing folder is an empty one.
+        Without *create* nothing is written, and a missing folder is an empty one; without *lock*
+        another run may be at work on it.
 
         Raises LockedError when another run holds it, LocalError, and InputError when it is not a
         folder or its ``.tidings`` is a symlink.
@@ -71,7 +72,8 @@ class Destination:
                 raise InputError(f"{path}: not a folder", code="not-a-folder") from error
         try:
             try:
-                fcntl.flock(self._root, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if lock:
+                    fcntl.flock(self._root, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise LockedError(f"another run is at work on {path}", path=str(path)) from error
         except BaseException:

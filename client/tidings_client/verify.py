@@ -1,21 +1,23 @@
-"""``tidings verify``: is every file in DEST what its main file says? Reads only, writes nothing."""
+"""``tidings verify``: is every file in DEST what its main file says? Reads only, writes nothing.
+
+What ``sync`` refuses, a symlink in DEST above all, is a finding here.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-from tidings_chunkstore.errors import FormatError, InputError, LocalError
+from tidings_chunkstore.errors import FormatError, InputError
 from tidings_chunkstore.layout import Layout, Listing, PublishedFile, detect
 from tidings_chunkstore.limits import LIMITS
 from tidings_chunkstore.opening import PIECE, codec_of, open_stream
 
 from . import state
+from .local import Destination
 from .trust import TrustSettings, check_main
 
 Progress = Callable[[str, int, int | None], object]
@@ -55,27 +57,34 @@ def verify(
     layout allows it (apt) and no sync has put the tree there.
 
     Raises:
-        InputError: *dest* holds no metadata, or a main file that cannot be read as one.
+        InputError: *dest* holds no metadata, or a main file that cannot be read as one, a symlink
+            included.
         VerificationError: the main file is not what *trust* demands.
         LocalError: a file cannot be read.
     """
     if not dest.is_dir():
         raise InputError(f"{dest}: no such folder", code="no-metadata")
-    layout = detect(dest)
+    with Destination(dest, create=False, lock=False) as opened:
+        return _verify(opened, trust or TrustSettings(), progress)
+
+
+def _verify(dest: Destination, trust: TrustSettings, progress: Progress) -> Verdict:
+    layout = detect(dest.path)
     if layout is None:
         raise InputError(
-            f"{dest}: no repodata/repomd.xml, InRelease or Release", code="no-metadata"
+            f"{dest.path}: no repodata/repomd.xml, InRelease or Release", code="no-metadata"
         )
-    main = _main(dest, layout)
-    data = _small(dest, main)
+    main = _main(dest.path, layout)
+    data = dest.read(main, LIMITS.main)
     if data is None:
-        raise InputError(f"{dest}/{main}: not a regular file", code="no-metadata")
-    beside = {path: read for path in layout.beside(main) if (read := _small(dest, path))}
-    word = check_main(trust or TrustSettings(), main, data, beside)
+        raise InputError(f"{dest.path / main}: gone", code="no-metadata")
+    found = {path: dest.read(path, LIMITS.main) for path in layout.beside(main)}
+    beside = {path: read for path, read in found.items() if read}
+    word = check_main(trust, main, data, beside)
     try:
         listing = layout.parse(data, main)
     except FormatError as error:
-        raise InputError(f"{dest}: {error}", code="broken-metadata") from error
+        raise InputError(f"{dest.path}: {error}", code="broken-metadata") from error
     expected = _expected(dest, layout, listing, data)
     findings = _other_mains(layout, listing, beside)
     absent: list[str] = []
@@ -84,7 +93,8 @@ def verify(
         problem = _check(dest, file, progress)
         if problem is None:
             good += 1
-            size += (dest / file.path).stat().st_size
+            stamp = dest.stamp(file.path)
+            size += stamp.size if stamp else 0
             opened += file.open_id is not None or file.open_size is not None
         elif problem.problem == "missing" and file.path not in expected:
             absent.append(file.path)
@@ -104,9 +114,9 @@ def _main(dest: Path, layout: Layout) -> str:
     )
 
 
-def _expected(dest: Path, layout: Layout, listing: Listing, main: bytes) -> frozenset[str]:
+def _expected(dest: Destination, layout: Layout, listing: Listing, main: bytes) -> frozenset[str]:
     """Paths that must be there: what the last sync completed, or all where none was run."""
-    known = state.load(_small(dest, f"{state.FOLDER}/{state.STATE}"))
+    known = state.load(dest.work_read(state.STATE, state.LIMIT))
     every = frozenset(file.path for file in listing.files)
     seen = known.seen.get(listing.main)
     if known.complete and seen is not None and seen.sha256 == hashlib.sha256(main).digest():
@@ -131,14 +141,14 @@ def _other_mains(layout: Layout, listing: Listing, beside: Mapping[str, bytes]) 
     return found
 
 
-def _check(dest: Path, file: PublishedFile, progress: Progress) -> Finding | None:
+def _check(dest: Destination, file: PublishedFile, progress: Progress) -> Finding | None:
     def finding(problem: str, text: str) -> Finding:
         return Finding(file.path, problem, text)
 
     try:
-        handle = _open(dest, file.path)
+        handle = dest.open(file.path)
     except InputError as error:
-        return finding("not-a-file", str(error))
+        return finding(error.code, str(error))
     if handle is None:
         return finding("missing", "not there")
     with handle:
@@ -172,37 +182,3 @@ def _check(dest: Path, file: PublishedFile, progress: Progress) -> Finding | Non
         if file.open_id is not None and opened.digest() != file.open_id:
             return finding("open-checksum", "opens to another content than named")
     return None
-
-
-def _open(dest: Path, path: str) -> BinaryIO | None:
-    """The regular file at *path*; None where there is none. Raises InputError, LocalError."""
-    try:
-        # O_NONBLOCK: opening a fifo must not hang.
-        descriptor = os.open(dest / path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise LocalError(f"{dest / path}: {error.strerror}", code="unreadable") from error
-    handle = os.fdopen(descriptor, "rb", buffering=0)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        handle.close()
-        raise InputError(f"{dest / path}: not a regular file", code="not-a-file")
-    return handle
-
-
-def _small(dest: Path, path: str) -> bytes | None:
-    """The bytes of a main file or of the state; None where there is none."""
-    handle = _open(dest, path)
-    if handle is None:
-        return None
-    with handle:
-        data = b"".join(_bounded(handle, LIMITS.main + 1))
-    if len(data) > LIMITS.main:
-        raise InputError(f"{dest / path}: longer than {LIMITS.main} bytes", code="too-large")
-    return data
-
-
-def _bounded(handle: BinaryIO, limit: int) -> Iterator[bytes]:
-    while limit > 0 and (piece := handle.read(min(limit, PIECE))):
-        limit -= len(piece)
-        yield piece

@@ -148,6 +148,23 @@ def test_verify_of_a_plain_download(tmp_path: Path) -> None:
     assert not (root / ".tidings").exists()
 
 
+def test_verify_follows_no_symlink(tmp_path: Path) -> None:
+    """Sync would not read through one either: the file behind it is somebody else's."""
+    root = tmp_path / "repo"
+    repos.rpm_md(root, repos.packages(20), codec="zst")
+    primary = next(p for p in (root / "repodata").iterdir() if "primary" in p.name)
+    primary.rename(tmp_path / "elsewhere")
+    primary.symlink_to(tmp_path / "elsewhere")
+    found = events(tidings("verify", root, "--json", code=6))
+    assert [(e["path"], e["problem"]) for e in found if e["type"] == "finding"] == [
+        (f"repodata/{primary.name}", "symlink")
+    ]
+    main_file = root / "repodata/repomd.xml"
+    main_file.rename(tmp_path / "repomd.xml")
+    main_file.symlink_to(tmp_path / "repomd.xml")
+    assert events(tidings("verify", root, "--json", code=4))[-1]["error"]["code"] == "symlink"
+
+
 def test_verify_of_apt(tmp_path: Path) -> None:
     root = tmp_path / "dists"
     repos.apt(root, repos.packages(20))
