@@ -192,9 +192,25 @@ def summary_text(name: str, facts: Mapping[str, object]) -> str:
     if not facts.get("changed"):
         return f"{name}: unchanged, {cost}, {end}"
     text = f"{name}: {cost} instead of {size_text(_int(facts.get('bytes_full')))}"
-    text += f" ({facts.get('route')}), {end}"
+    text += f" ({_routes_text(facts)}), {end}"
     reason = facts.get("fallback_reason")
     return f"{text}; {reason}" if reason else text
+
+
+def _routes_text(facts: Mapping[str, object]) -> str:
+    """The routes by their shares of the files' bytes; one that brought nearly all stands alone."""
+    weights: dict[str, int] = {}
+    files = facts.get("files")
+    for file in files if isinstance(files, list) else ():
+        if isinstance(file, Mapping):
+            route = str(file.get("route"))
+            weights[route] = weights.get(route, 0) + _int(file.get("bytes"))
+    whole = sum(weights.values())
+    shares = {route: round(100 * size / whole) for route, size in weights.items() if size}
+    told = sorted((r for r in shares if shares[r]), key=lambda r: (-weights[r], r))
+    if len(told) < 2:
+        return str(facts.get("route"))
+    return ", ".join(f"{route} {shares[route]}%" for route in told)
 
 
 def _int(value: object) -> int:

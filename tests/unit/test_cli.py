@@ -269,3 +269,22 @@ def test_the_line_of_a_sync() -> None:
     )
     assert summary_text("u", {**facts, "fallback_reason": "no-tidings"}).endswith("; no-tidings")
     assert cost_text(5, 0) == "5 B"
+
+
+@pytest.mark.parametrize(
+    ("files", "text"),
+    [
+        ([("delta", 100), ("current", 0)], "(delta)"),
+        ([("full", 190), ("delta", 6), ("delta", 4)], "(full 95%, delta 5%)"),
+        ([("full", 1), ("delta", 9999)], "(delta)"),
+        ([("chunks", 50), ("delta", 50)], "(chunks 50%, delta 50%)"),
+        ([], "(delta)"),
+    ],
+)
+def test_the_line_has_every_route_with_a_share(files: list[tuple[str, int]], text: str) -> None:
+    facts = {
+        "changed": True,
+        "route": "delta",
+        "files": [{"route": route, "bytes": size} for route, size in files],
+    }
+    assert text in summary_text("u", facts)
