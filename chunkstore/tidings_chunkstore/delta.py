@@ -178,6 +178,16 @@ def inspect(section: Buffer) -> DeltaInfo:
     return _header(Reader(memoryview(section), "delta"))
 
 
+def verify(section: Buffer) -> DeltaInfo:
+    """The header of a section, and its checksum looked at: that nothing was damaged on its way.
+
+    Raises FormatError.
+    """
+    info = inspect(section)
+    _verify_checksum(memoryview(section).cast("B"))
+    return info
+
+
 def apply(
     section: Buffer, bases: Sequence[RandomReader], write: Callable[[Buffer], object]
 ) -> None:

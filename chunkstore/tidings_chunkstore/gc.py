@@ -32,6 +32,8 @@ from .store import Store
 HOUR = 3600
 DAY = 24 * HOUR
 
+_KEPT = 120  #: bytes of a table of contents that tell of one moved delta
+
 Progress = Callable[[str], None]
 
 
@@ -263,7 +265,7 @@ def _since(facts: Facts, name: PackName) -> int:
 def _victims(facts: Facts, options: Options, kept: set[PackName]) -> tuple[list[PackName], int]:
     """Packs worth a rewrite, and about what the maintenance pack will have in bytes.
 
-    Not those that the head names, for their deltas, nor those that stored deltas need.
+    Not those that the head names: clients take the deltas where it says that they lie.
     """
     if options.max_rewrite <= 0:
         return [], 0
@@ -271,10 +273,7 @@ def _victims(facts: Facts, options: Options, kept: set[PackName]) -> tuple[list[
     candidates = [
         name
         for name, use in uses.items()
-        if name not in kept
-        and not use.edges
-        and not use.toc
-        and use.live < options.rewrite_below * facts.sizes[name]
+        if name not in kept and use.live < options.rewrite_below * facts.sizes[name]
     ]
     candidates.sort(key=lambda n: (uses[n].live / max(facts.sizes[n], 1), n.serial, n.id))
     chosen: list[PackName] = []
@@ -284,7 +283,7 @@ def _victims(facts: Facts, options: Options, kept: set[PackName]) -> tuple[list[
     # The first victim pays for all the indexes that the others then share: look at every prefix.
     for name in candidates:
         more = users | uses[name].users
-        cost = live + uses[name].live + _index_bytes(facts, more)
+        cost = live + uses[name].live + _told_bytes(facts, more)
         if cost > options.max_rewrite:
             continue
         chosen.append(name)
@@ -297,9 +296,10 @@ def _victims(facts: Facts, options: Options, kept: set[PackName]) -> tuple[list[
     return best, best_cost
 
 
-def _index_bytes(facts: Facts, contents: set[ContentId]) -> int:
+def _told_bytes(facts: Facts, contents: set[ContentId]) -> int:
+    """What it takes to tell anew where *contents* lie."""
     places = (facts.reach.found[content].index for content in contents)
-    return sum(place.length for place in places if place is not None)
+    return sum(place.length if place is not None else _KEPT for place in places)
 
 
 def execute(

@@ -20,7 +20,7 @@ from .errors import FormatError
 from .fields import Fields, as_integer, parse_json
 from .ids import FileId
 from .limits import LIMITS
-from .pack import REPO_ID, Toc
+from .pack import REPO_ID, File, Toc
 from .places import PackName, Span
 from .recipe import Recipe
 from .wire import Reader, put_uvarint
@@ -33,18 +33,6 @@ PREFIX = 6  #: bytes of a content id in the history
 # A skip moves the place of the next edge past bytes that no retained snapshot can use.
 _CHANGED, _FROM_PREVIOUS, _ALONE, _PREVIOUS_AND_USES, _USES, _GONE, _SKIP = range(7)
 _MAX_STATE_ENTRIES = 1 << 20  # over all states: a small head must not unfold without bound
-
-
-@dataclass(frozen=True, slots=True)
-class HeadFile:
-    """One file of the current snapshot. Without *recipe* it is opaque."""
-
-    path: str
-    type: str
-    track: str
-    size: int
-    sha256: FileId
-    recipe: Recipe | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +74,7 @@ class Head:
     layout: str
     main: str
     timestamp: int
-    files: tuple[HeadFile, ...]
+    files: tuple[File, ...]
     contents: tuple[HeadContent, ...]
     states: tuple[State, ...]
     edges: tuple[HeadEdge, ...]
@@ -101,7 +89,7 @@ class Head:
         """The current content of *track*."""
         return next((c for c in self.contents if c.track == track), None)
 
-    def file(self, path: str) -> HeadFile | None:
+    def file(self, path: str) -> File | None:
         """The current file at *path*."""
         return next((f for f in self.files if f.path == path), None)
 
@@ -130,7 +118,7 @@ def build(tocs: Sequence[tuple[PackName, Toc]]) -> Head:
         now.layout,
         now.main,
         now.timestamp,
-        tuple(HeadFile(f.path, f.type, f.track, f.size, f.sha256, f.recipe) for f in now.files),
+        now.files,
         tuple(
             HeadContent(c.track, c.size, c.index.within(name) if c.index else None)
             for c in now.contents
@@ -182,7 +170,7 @@ def _unb64(text: object, what: str) -> bytes:
         raise FormatError(f"{what}: not base64") from error
 
 
-def _file_json(file: HeadFile, number: Mapping[str, int]) -> dict[str, object]:
+def _file_json(file: File, number: Mapping[str, int]) -> dict[str, object]:
     """A published name often holds the file's own hash: it is written as ``{}``."""
     digest = file.sha256.hex()
     path = file.path
@@ -349,11 +337,11 @@ def _track(tracks: Sequence[str], value: object) -> str:
     return tracks[as_integer(value, "head: track", len(tracks) - 1)]
 
 
-def _decode_file(item: object, tracks: Sequence[str]) -> HeadFile:
+def _decode_file(item: object, tracks: Sequence[str]) -> File:
     entry = Fields(item, "head: files")
     sha256 = FileId(_unb64(entry.get("sha256"), "head: sha256"))
     recipe = entry.get("recipe")
-    return HeadFile(
+    return File(
         entry.text("path").replace("{}", sha256.hex(), 1),
         entry.text("type"),
         _track(tracks, entry.get("track")),

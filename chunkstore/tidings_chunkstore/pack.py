@@ -107,10 +107,26 @@ class Dictionary:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """Where a content lies whose pack goes: by *index*, or in the delta *edge* from *bases*.
+
+    It tells all that the packs' tables of contents told: *track* is the content's in some
+    snapshot, and the bases are named by their ids, in the order in which the delta has them.
+    """
+
+    track: str
+    id: ContentId
+    size: int
+    index: Span | None
+    edge: Span | None = None
+    bases: tuple[ContentId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Toc:
     """A pack's table of contents. *previous* is the serial of the snapshot before, if any.
 
-    *kept* are contents of older snapshots whose index gc moved here, out of a pack that goes.
+    *kept* are contents that gc moved here, or tells of here, out of a pack that goes.
     """
 
     snapshot: Snapshot
@@ -118,7 +134,12 @@ class Toc:
     runs: tuple[FrameRun, ...]
     dictionaries: tuple[Dictionary, ...]
     edges: tuple[Edge, ...]
-    kept: tuple[Content, ...] = ()
+    kept: tuple[Kept, ...] = ()
+
+    @property
+    def told(self) -> tuple[Content | Kept, ...]:
+        """All contents of which it says something."""
+        return (*self.kept, *self.snapshot.contents)
 
 
 @dataclass(slots=True)
@@ -220,13 +241,21 @@ def _span_json(span: Span | None) -> object:
     return [name, span.offset, span.length]
 
 
-def _content_json(content: Content) -> dict[str, object]:
+def _content_json(content: Content | Kept) -> dict[str, object]:
     return {
         "track": content.track,
         "id": content.id.hex(),
         "size": content.size,
         "index": _span_json(content.index),
     }
+
+
+def _kept_json(kept: Kept) -> dict[str, object]:
+    value = _content_json(kept)
+    if kept.edge is not None:
+        value["edge"] = _span_json(kept.edge)
+        value["bases"] = [base.hex() for base in kept.bases]
+    return value
 
 
 def encode_toc(toc: Toc) -> bytes:
@@ -258,7 +287,7 @@ def encode_toc(toc: Toc) -> bytes:
         "edges": [[e.track, e.base, list(e.uses), e.offset, e.length] for e in toc.edges],
     }
     if toc.kept:
-        value["kept"] = [_content_json(c) for c in toc.kept]
+        value["kept"] = [_kept_json(c) for c in toc.kept]
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
     out = bytearray()
     put_uvarint(out, len(text))
@@ -305,9 +334,9 @@ def decode_toc(data: bytes, own: PackName) -> Toc:
             )
         )
     contents = _contents(value.items("contents", 2 * LIMITS.files), own, what)
-    kept: tuple[Content, ...] = ()
+    kept: tuple[Kept, ...] = ()
     if value.get("kept") is not None:
-        kept = _contents(value.items("kept", 64 * LIMITS.files), own, what)
+        kept = tuple(_kept(value.items("kept", 64 * LIMITS.files), own, what))
     try:
         repo = bytes.fromhex(value.text("repo"))
     except ValueError as error:
@@ -382,6 +411,17 @@ def _contents(items: list[object], own: PackName, what: str) -> tuple[Content, .
             )
         )
     return tuple(contents)
+
+
+def _kept(items: list[object], own: PackName, what: str) -> Iterator[Kept]:
+    for item, content in zip(items, _contents(items, own, what), strict=True):
+        entry = Fields(item, what)
+        edge = _as_span(entry.get("edge"), own, what)
+        bases: tuple[ContentId, ...] = ()
+        if edge is not None:
+            found = entry.items("bases", LIMITS.delta_bases)
+            bases = tuple(ContentId.from_hex(as_text(base, what)) for base in found)
+        yield Kept(content.track, content.id, content.size, content.index, edge, bases)
 
 
 def _edges(items: list[object], what: str) -> Iterator[Edge]:

@@ -269,7 +269,7 @@ class _Publish:
                 dictionary = run.dictionary.within(name) if run.dictionary else None
                 gone = dictionary is not None and dictionary.pack not in there
                 if gone and moved is None:
-                    moved = self._dictionaries(before)
+                    moved = self._dictionaries(before, tocs)
                 offset = run.offset
                 for chunk, _, length in run.rows:
                     span = Span(name, offset, length)
@@ -280,13 +280,19 @@ class _Publish:
                         known[chunk] = (span, moved[span])
         return known
 
-    def _dictionaries(self, before: head.Head | None) -> dict[Span, Span | None]:
-        """By frame: the dictionary that opens it, as the current indexes say."""
+    def _dictionaries(
+        self, before: head.Head | None, tocs: Sequence[tuple[PackName, Toc]]
+    ) -> dict[Span, Span | None]:
+        """By frame: the dictionary that opens it, as the indexes say that gc wrote last."""
+        there = {name for name, _ in tocs}
         places = {c.index for c in before.contents if c.index} if before else set()
+        places |= {c.index.within(name) for name, toc in tocs for c in toc.kept if c.index}
         return {
             frame.span: frame.dictionary
             for place in places
+            if place.pack in there
             for frame in self.store.read_index(place).frames
+            if frame.dictionary is None or frame.dictionary.pack in there
         }
 
     def _next_serial(self, before: head.Head | None, data: bytes | None) -> int:
@@ -444,9 +450,10 @@ class _Publish:
         """What the newest index of the track settled, if there is one."""
         there = {name for name, _ in self._tocs}
         for name, toc in reversed(self._tocs):
-            old = toc.snapshot.content(track)
-            place = old.index.within(name) if old is not None and old.index else None
-            if place is None or place.pack not in there:
+            told = (toc.snapshot.content(track), *(c for c in toc.kept if c.track == track))
+            places = (c.index.within(name) for c in told if c is not None and c.index)
+            place = next((place for place in places if place.pack in there), None)
+            if place is None:
                 continue  # stored by a delta, or gone with its pack
             chunk_list = self.store.read_index(place)
             dictionaries = (f.dictionary for f in reversed(chunk_list.frames) if f.dictionary)

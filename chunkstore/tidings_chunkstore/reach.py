@@ -30,13 +30,13 @@ class Use:
     dictionaries: set[Span] = field(default_factory=set)
     indexes: set[Span] = field(default_factory=set)
     edges: set[Span] = field(default_factory=set)
-    toc: bool = False  #: its table of contents is needed, for deltas that start from its snapshot
-    users: set[ContentId] = field(default_factory=set)  #: contents by index that it is needed for
+    users: set[ContentId] = field(default_factory=set)  #: contents that it is needed for
 
     @property
     def live(self) -> int:
-        """Bytes of frames and dictionaries that are needed."""
-        return sum(self.frames.values()) + sum(d.length for d in self.dictionaries)
+        """Bytes of frames, dictionaries and deltas that are needed."""
+        spans = (*self.dictionaries, *self.edges)
+        return sum(self.frames.values()) + sum(span.length for span in spans)
 
 
 @dataclass(slots=True)
@@ -75,13 +75,6 @@ class _Survey:
         self.present = present
         self.located = store.locate(tocs)
         self.claimed = claimed(tocs)
-        self.tocs = dict(tocs)
-        self.by_serial = {toc.snapshot.serial: name for name, toc in tocs}
-        self.told: dict[ContentId, PackName] = {}
-        for name, toc in tocs:
-            for content in (*toc.snapshot.contents, *toc.kept):
-                if content.index is not None:
-                    self.told[content.id] = name
         self.reach = Reach()
 
     def run(self, contents: Iterable[ContentId]) -> Reach:
@@ -105,6 +98,8 @@ class _Survey:
         why = self.by_index(stored) if stored.index is not None else self.by_edge(stored)
         if why is None:
             reach.found[content] = stored
+            for teller in stored.tellers:
+                reach.of(teller).users.add(content)
         else:
             reach.lost[content] = why
         return why is None
@@ -125,7 +120,6 @@ class _Survey:
         if gone:
             self.reach.missing |= gone
             return f"pack {min(map(str, gone))} is missing"
-        self.reach.of(self.told[stored.id]).users.add(stored.id)
         own = self.reach.of(place.pack)
         own.indexes.add(place)
         own.users.add(stored.id)
@@ -150,10 +144,7 @@ class _Survey:
                 return f"it is a delta from a content that is lost: {self.reach.lost[base]}"
         use = self.reach.of(place.pack)
         use.edges.add(place)
-        use.toc = True
-        edge = next(e for e in self.tocs[place.pack].edges if e.offset == place.offset)
-        if edge.base is not None:
-            self.reach.of(self.by_serial[edge.base]).toc = True
+        use.users.add(stored.id)
         return None
 
 

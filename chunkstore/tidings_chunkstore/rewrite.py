@@ -3,7 +3,9 @@
 It is an ordinary pack with a serial of its own and the current snapshot's files. The frames that
 live in the packs to replace (the *victims*) are copied into it as they are, each after its chunk
 id was checked; every index that led to a victim is written anew, those of older snapshots' contents
-as ``Toc.kept``. Its deltas are none: clients take the old ones, for its contents are the same.
+as ``Toc.kept``. The deltas that contents are stored by are copied likewise, and ``Toc.kept`` tells
+what they start from, so that no older table of contents is needed. For clients it has none: they
+take the old ones, for its contents are the same.
 
 With *salvage* frames that are damaged, or lie in packs that are gone, are made again from chunks
 that the caller has from elsewhere: that is how repair works.
@@ -15,15 +17,15 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from . import index
+from . import delta, index
 from .chunker import chunk_id, chunk_ids, cuts, params_for
 from .errors import FormatError, StoreError
 from .frames import FrameReader, FrameWriter
 from .ids import ChunkId, ContentId, FileId
-from .pack import Content, Dictionary, FrameRun, PackWriter, Toc
+from .pack import Content, Dictionary, FrameRun, Kept, PackWriter, Toc
 from .places import PackName, Span
 from .reach import Reach, Tocs, chunk_rows
-from .store import Store
+from .store import Store, Stored
 
 #: A chunk from elsewhere by the first bytes of its id (5 or more), None where it is not known.
 Supplier = Callable[[bytes], bytes | None]
@@ -42,7 +44,7 @@ class Rewritten:
     name: PackName
     pieces: list[bytes]
     toc: Toc
-    copied: int  #: bytes of frames and dictionaries
+    copied: int  #: bytes of frames, dictionaries and deltas
     remade: int  #: frames made again by salvage
     lost: Mapping[ContentId, str]  #: contents that salvage could not have, and why
 
@@ -175,6 +177,30 @@ class _Rewrite:
         last.rows.append((id_, size, span.length))
         last.end = span.end
 
+    # -- deltas ----------------------------------------------------------------------------------
+
+    def edge(self, stored: Stored) -> Span:
+        """Where the delta to a content lies afterwards. Raises StoreError when it is damaged."""
+        place = stored.edge
+        assert place is not None
+        if place.pack not in self.victims:
+            return place
+        data = self.store.read_span(place)
+        try:
+            told = delta.verify(data)
+        except FormatError as error:
+            raise StoreError(
+                f"{place.pack}: {error}", code="store-damaged", name=str(place.pack)
+            ) from error
+        if told.target != stored.id:
+            raise StoreError(
+                f"{place.pack}: a delta leads elsewhere than its table of contents says",
+                code="store-damaged",
+                name=str(place.pack),
+            )
+        self.copied += place.length
+        return self.writer.add(data)
+
     # -- indexes ---------------------------------------------------------------------------------
 
     def index(self, place: Span) -> bytes:
@@ -217,6 +243,7 @@ def compose(
     """
     work = _Rewrite(store, dict(tocs), frozenset(victims), supply, salvage, PackWriter(serial))
     encoded: dict[ContentId, bytes] = {}
+    edges: dict[ContentId, tuple[Stored, Span]] = {}
     lost: dict[ContentId, str] = {}
     sizes: dict[ContentId, int] = {}
     for content in contents:
@@ -231,6 +258,9 @@ def compose(
                 if not salvage:
                     raise
                 why = str(error)
+        elif stored is not None and not salvage:
+            # What is salvaged is damaged in its chain: it is better whole.
+            edges[content] = (stored, work.edge(stored))
         rescued = rescue(content) if salvage else None
         if rescued is not None:
             encoded[content] = work.whole(content, rescued)
@@ -253,18 +283,23 @@ def compose(
             for c in toc.snapshot.contents
         ),
     )
-    kept = tuple(
-        Content("", content, sizes[content], place)
+    tracks = {c.id: c.track for _, t in tocs for c in t.told}
+    kept = [
+        Kept(tracks.get(content, ""), content, sizes[content], place)
         for content, place in places.items()
         if content not in own
-    )
+    ]
+    kept += [
+        Kept(tracks[content], content, stored.size, None, place, stored.bases)
+        for content, (stored, place) in edges.items()
+    ]
     whole = Toc(
         snapshot,
         toc.snapshot.serial,
         tuple(FrameRun(run.offset, run.dictionary, tuple(run.rows)) for run in work.runs),
         tuple(work.stored_dictionaries),
         (),
-        kept,
+        tuple(kept),
     )
     pack_name, pieces = work.writer.finish(whole)
     return Rewritten(pack_name, pieces, whole, work.copied, work.remade, lost)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import delta, head, index, pack
 from .backends.base import HEAD_NAME, Readable
@@ -23,6 +23,7 @@ class Stored:
     """Where a content lies: by *index*, or in the delta *edge* from the contents *bases*.
 
     *depth* is the number of deltas that lead to it from contents with an index, or from nothing.
+    *tellers* are the packs whose tables of contents say all this.
     """
 
     id: ContentId
@@ -31,6 +32,7 @@ class Stored:
     edge: Span | None = None
     bases: tuple[ContentId, ...] = ()
     depth: int = 0
+    tellers: tuple[PackName, ...] = ()
 
 
 class Store:
@@ -86,51 +88,21 @@ class Store:
         """The tables of contents of *names*, in their order."""
         return [(name, self.toc(name)) for name in names]
 
-    def rebuild_head(self) -> head.Head | None:
-        """The head over every readable pack; None where there is none.
-
-        Of two packs with one serial the one with the later time counts.
-        """
-        found: dict[int, tuple[PackName, pack.Toc]] = {}
-        for name in self.pack_names():
-            try:
-                toc = self.toc(name)
-            except StoreError:
-                continue  # the head goes on without a damaged pack; check names it
-            other = found.get(name.serial)
-            if other is None or other[1].snapshot.time <= toc.snapshot.time:
-                found[name.serial] = (name, toc)
-        return head.build([found[serial] for serial in sorted(found)]) if found else None
-
     def locate(self, tocs: Sequence[tuple[PackName, pack.Toc]]) -> dict[ContentId, Stored]:
-        """Where each content that *tocs* know of lies. Contents that are not stored are absent."""
+        """Where each content that *tocs* know of lies: by the newest index, else by the shortest
+        chain of deltas. Contents that are not stored are absent.
+        """
         found: dict[ContentId, Stored] = {}
-        snapshots = {toc.snapshot.serial: toc.snapshot for _, toc in tocs}
         for name, toc in tocs:
-            contents = {c.track: c for c in toc.snapshot.contents}
-            for content in (*toc.kept, *contents.values()):
+            for content in toc.told:
                 if content.index is not None:
                     place = content.index.within(name)
-                    found[content.id] = Stored(content.id, content.size, place)
-            # The edges of a pack are laid so that what an edge uses comes before it.
-            for edge in toc.edges:
-                content = contents[edge.track]
-                bases = [contents[use].id for use in edge.uses]
-                if edge.base is not None:
-                    older = snapshots.get(edge.base)
-                    base = older.content(edge.track) if older else None
-                    if base is None:
-                        continue
-                    bases.insert(0, base.id)
-                if any(base_id not in found for base_id in bases):
-                    continue
-                depth = 1 + max((found[base_id].depth for base_id in bases), default=0)
-                known = found.get(content.id)
-                if known is None or (known.index is None and depth < known.depth):
-                    span = Span(name, edge.offset, edge.length)
-                    found[content.id] = Stored(
-                        content.id, content.size, None, span, tuple(bases), depth
-                    )
+                    found[content.id] = Stored(content.id, content.size, place, tellers=(name,))
+        # gc tells of deltas in newer packs than those that hold them: any order has to do. It ends,
+        # as depths only fall; nearly all is found in the first round.
+        edges = list(_edges(tocs))
+        while _reach_further(edges, found):
+            pass
         return found
 
     def read_span(self, span: Span) -> bytes:
@@ -198,6 +170,44 @@ class Store:
         if hashlib.sha256(data).digest() != wanted:
             raise StoreError(f"content {wanted.hex()} comes out wrong", code="store-damaged")
         return data
+
+
+def _edges(tocs: Sequence[tuple[PackName, pack.Toc]]) -> Iterator[Stored]:
+    """All deltas that *tocs* tell of, each with a depth of 0."""
+    snapshots = {toc.snapshot.serial: (name, toc.snapshot) for name, toc in tocs}
+    for name, toc in tocs:
+        for kept in toc.kept:
+            if kept.edge is not None:
+                place = kept.edge.within(name)
+                yield Stored(kept.id, kept.size, None, place, kept.bases, 0, (name,))
+        contents = {c.track: c for c in toc.snapshot.contents}
+        for edge in toc.edges:
+            content = contents[edge.track]
+            bases = [contents[use].id for use in edge.uses]
+            tellers = [name]
+            if edge.base is not None:
+                teller, older = snapshots.get(edge.base, (name, None))
+                base = older.content(edge.track) if older else None
+                if base is None:
+                    continue
+                bases.insert(0, base.id)
+                tellers.append(teller)
+            place = Span(name, edge.offset, edge.length)
+            yield Stored(content.id, content.size, None, place, tuple(bases), 0, tuple(tellers))
+
+
+def _reach_further(edges: Sequence[Stored], found: dict[ContentId, Stored]) -> bool:
+    """Enter the contents that *edges* lead to from those in *found*; whether there were any."""
+    more = False
+    for edge in edges:
+        if any(base not in found for base in edge.bases):
+            continue
+        depth = 1 + max((found[base].depth for base in edge.bases), default=0)
+        known = found.get(edge.id)
+        if known is None or (known.index is None and depth < known.depth):
+            found[edge.id] = replace(edge, depth=depth)
+            more = True
+    return more
 
 
 def _stretches(frames: Sequence[index.Frame]) -> Iterator[list[index.Frame]]:

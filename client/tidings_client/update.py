@@ -25,6 +25,7 @@ from tidings_chunkstore.ids import ContentId, FileId
 from tidings_chunkstore.layout import LAYOUTS, Layout, Listing, PublishedFile, safe_path, select
 from tidings_chunkstore.limits import LIMITS
 from tidings_chunkstore.listing import COMPRESSIONS, Checksum
+from tidings_chunkstore.pack import File
 
 from .ask import Ask
 from .assemble import Proof
