@@ -464,7 +464,10 @@ class Obtain:
                 )
                 done = self.bench.finish(out)
         except NetworkError as error:
-            if item.optional and error.code in ("missing", "forbidden"):
+            codes = error.details.get("codes")
+            # A signature may be on no mirror that works; trust says later whether that is right.
+            beside = fresh and isinstance(codes, list) and "missing" in codes
+            if item.optional and (beside or error.code in ("missing", "forbidden")):
                 self.got.absent.add(item.path)
                 return
             raise Unfit(error) from error

@@ -12,7 +12,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -124,6 +124,8 @@ class Remote:
         ]
         self._home = self._mirrors[0]  # the mirror whose head is followed
         self._last = self._mirrors[0]  # the one that answered last
+        self._told: set[int] = set()  # mirrors of whose failure the user knows
+        self._on_failover: Callable[[str], object] | None = None
         self._meter = Meter()
         self._stop = threading.Event()
         self._requests = 0
@@ -178,6 +180,13 @@ class Remote:
     def watch(self, on_bytes: Callable[[int], None] | None) -> None:
         """Call *on_bytes* with the size of each read, from whichever thread made it."""
         self._meter.on_bytes = on_bytes
+
+    def on_failover(self, tell: Callable[[str], object] | None) -> None:
+        """Call *tell* with a line when another mirror answers for one that failed; once for each.
+
+        It is called from whichever thread asked.
+        """
+        self._on_failover = tell
 
     # -- what a client asks for -------------------------------------------------------------------
 
@@ -477,6 +486,7 @@ class Remote:
         deadline = started + settings.total_timeout + length / settings.slowest
         out: set[int] = set()
         errors: list[TidingsError] = []
+        failures: dict[int, TidingsError] = {}  # by mirror, the last
         turn = 0
         while True:
             after = 0.0
@@ -487,12 +497,15 @@ class Remote:
                     with self._meter.deadline(deadline):
                         found = self._twice(mirror, attempt, once)
                     self._last = mirror
+                    self._tell_failover(failures, mirror)
                     return found
                 except (FormatError, VerificationError) as error:
                     out.add(mirror.index)
                     errors.append(error)
+                    failures[mirror.index] = error
                 except Failed as failed:
                     errors.append(failed.error)
+                    failures[mirror.index] = failed.error
                     after = max(after, failed.after)
                     if not failed.again:
                         out.add(mirror.index)
@@ -519,6 +532,15 @@ class Remote:
             if once():
                 raise
         return attempt(mirror, True)
+
+    def _tell_failover(self, failures: Mapping[int, TidingsError], mirror: Mirror) -> None:
+        for number, error in failures.items():
+            with self._lock:
+                new = number != mirror.index and number not in self._told
+                if new:
+                    self._told.add(number)
+            if new and self._on_failover is not None:
+                self._on_failover(f"{error}; {mirror} answered")
 
     def _order(self, home: bool) -> list[Mirror]:
         first = self._home if home else None

@@ -36,6 +36,7 @@ def sync(options: SyncOptions, remote: Remote, progress: Progress | None = None)
     """
     started = time.monotonic()
     progress = progress or Silent()
+    remote.on_failover(lambda text: progress.note(text, code="failover"))
     with Destination(options.dest) as dest:
         try:
             state = states.load(dest.work_read(states.STATE, states.LIMIT))
@@ -59,12 +60,12 @@ def plan(options: SyncOptions, remote: Remote, progress: Progress | None = None)
     """
     from .update import Update
 
+    progress = progress or Silent()
+    remote.on_failover(lambda text: progress.note(text, code="failover"))
     with Destination(options.dest, create=False) as dest:
         state = states.load(dest.work_read(states.STATE, states.LIMIT))
         ask = Ask.of(dest, state, options, remote)
-        return Update(
-            options, remote, progress or Silent(), dest, state, ask, time.monotonic()
-        ).plan()
+        return Update(options, remote, progress, dest, state, ask, time.monotonic()).plan()
 
 
 def _may_use(dest: Destination, state: states.State, options: SyncOptions) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.servers import Misbehaving
+from support.servers import Misbehaving, Servers
 from support.syncing import Notes, Repository, fetch, tree
 from tidings_chunkstore.errors import InputError, NetworkError, VerificationError
 from tidings_client.cli import main
@@ -105,6 +105,31 @@ def test_a_plan_asks_past_the_caches(misbehaving: Misbehaving, tmp_path: Path) -
     [asked] = [seen for seen in misbehaving.seen if seen.path.endswith("repomd.xml")]
     headers = {name.lower(): value for name, value in asked.headers.items()}
     assert headers["cache-control"] == "no-cache"
+
+
+# -- another mirror --------------------------------------------------------------------------------
+
+
+def test_a_mirror_that_failed_is_named_once(
+    repo: Repository, misbehaving: Misbehaving, servers: Servers, tmp_path: Path
+) -> None:
+    good = servers.nginx(repo.root).url
+    misbehaving.fault("", status=500)
+    notes = Notes()
+    fetch([misbehaving.url, good], tmp_path / "dest", notes=notes, route="full")
+    [note] = notes.texts
+    assert note.startswith(f"{misbehaving.url}: ")
+    assert "HTTP 500" in note
+    assert note.endswith(f"; {good} answered")
+
+
+def test_a_retry_at_the_same_mirror_is_no_failover(
+    repo: Repository, misbehaving: Misbehaving, tmp_path: Path
+) -> None:
+    misbehaving.fault("head.json", status=503, times=1)
+    notes = Notes()
+    fetch([misbehaving.url], tmp_path / "dest", notes=notes)
+    assert notes.texts == []
 
 
 # -- what a failure leaves -------------------------------------------------------------------------
