@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from . import casync_routes, logs, reconcile
 from .api import Refused, Shared, router
 from .bundles import Bundles, default_folder
+from .edge import Edge, make_edge
 from .objects import Message, Objects, Receive, Scope, Send, plain
 from .settings import ServeSettings, Settings
 from .site import FEATURES, Site, split_path, target_of
@@ -54,7 +55,9 @@ def make_app(settings: Settings) -> Front:
     promised = features(bundles, settings.serve.reconcile)
     objects = Objects(site, pool, memory=settings.serve.memory, features=promised)
     shared = Shared(settings, site, objects, pool, bundles)
-    return Front(_api(shared), objects, observers=[], access_log=settings.serve.access_log)
+    edge = make_edge(settings, objects, pool)
+    api = _api(shared, edge)
+    return Front(api, objects, edge, observers=[], access_log=settings.serve.access_log)
 
 
 def _bundles(wanted: ServeSettings) -> Bundles | None:
@@ -65,10 +68,12 @@ def _bundles(wanted: ServeSettings) -> Bundles | None:
     return Bundles(folder, most=wanted.cache_size, queue=wanted.bundle_queue, at_once=at_once)
 
 
-def _api(shared: Shared) -> FastAPI:
+def _api(shared: Shared, edge: Edge | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        if edge is not None:
+            await edge.close()
         if shared.bundles is not None:
             await shared.bundles.close()
         shared.pool.shutdown(wait=False, cancel_futures=True)
@@ -122,6 +127,7 @@ class Front:
         self,
         api: Callable[[Scope, Receive, Send], Any],
         objects: Objects,
+        edge: Edge | None = None,
         *,
         observers: list[Observer],
         access_log: bool = False,
@@ -129,6 +135,7 @@ class Front:
         self.api = api
         self.observers = observers
         self._objects = objects
+        self._edge = edge
         self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -156,6 +163,8 @@ class Front:
         if scope["method"] not in ("GET", "HEAD"):
             headers = [(b"allow", b"GET, HEAD")]
             await plain(send, 405, b"method not allowed\n", headers, close=True)
+            return
+        if self._edge is not None and await self._edge.answers(scope, receive, send):
             return
         await self._objects(scope, receive, send)
 

@@ -31,7 +31,10 @@ def serve(settings: Settings) -> Exit:
     for folder in (wanted.root, wanted.store):
         if folder is not None and not folder.is_dir():
             raise InputError(f"{folder} is no folder", code="no-folder")
-    if wanted.root is None and wanted.store is None and not settings.repos:
+    pulled = settings.pulled if wanted.pull_through else ()
+    if wanted.pull_through and not pulled:
+        raise InputError("nothing to pull through: no [[repo]] has an upstream and no root")
+    if wanted.root is None and wanted.store is None and not settings.repos and not pulled:
         raise InputError("nothing to serve: name ROOT, or [[repo]] in the settings")
     listener = _listen(wanted)
     config = uvicorn.Config(
@@ -48,7 +51,7 @@ def serve(settings: Settings) -> Exit:
         timeout_graceful_shutdown=_GRACE,
         backlog=_BACKLOG,
     )
-    what = wanted.root or wanted.store or f"{len(settings.repos)} repositories"
+    what = wanted.root or wanted.store or f"{len(settings.repos) + len(pulled)} repositories"
     line = f"serving {what} at http://{_address(listener)}"
     if wanted.workers > 1:
         # Connections wait in the backlog until the first worker is up.

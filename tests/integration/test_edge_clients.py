@@ -1,0 +1,315 @@
+"""Real dnf, zypper and apt with an edge as their mirror, while the mirror behind it moves on."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from email.utils import formatdate
+from pathlib import Path
+
+import httpx
+import pytest
+
+from support.dnf import build_packages, dnf_program, make_repository
+from support.edge import RunningEdge, start_edge
+from support.servers import Servers
+from support.system import require
+from tidings_chunkstore.backends.local import LocalBackend
+from tidings_chunkstore.publisher import publish
+
+PATH = "many/43"
+
+
+def run(*command: object, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
+    """What a command said; it must end well."""
+    done = subprocess.run(
+        [str(word) for word in command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=120,
+        cwd=cwd,
+        env={**os.environ, "LC_ALL": "C", **(env or {})},
+    )
+    assert done.returncode == 0, f"{command}: {done.stdout[-3000:]}"
+    return done.stdout
+
+
+def metadata_bytes(root: Path) -> int:
+    """What the published files have together."""
+    return sum(file.stat().st_size for file in (root / "repodata").iterdir())
+
+
+# -- rpm -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Mapping[int, Sequence[Path]]:
+    dnf_program()
+    return build_packages(tmp_path_factory.mktemp("rpms"))
+
+
+class Dnf:
+    """dnf in a root of its own; it asks anew each time."""
+
+    def __init__(self, folder: Path, edge: RunningEdge) -> None:
+        self.root = folder / "root"
+        for name in ("repos", "cache", "log", "root"):
+            (folder / name).mkdir(parents=True)
+        (folder / "repos" / "many.repo").write_text(
+            f"[many]\nname=many\nbaseurl={edge.url}/{PATH}/\ngpgcheck=0\nmetadata_expire=0\n"
+        )
+        self.command = [
+            *(dnf_program(), "-y", "--noplugins", f"--installroot={self.root}"),
+            *("--releasever=43", f"--setopt=reposdir={folder / 'repos'}"),
+            *(f"--setopt=cachedir={folder / 'cache'}", f"--setopt=logdir={folder / 'log'}"),
+            "--setopt=retries=1",
+        ]
+
+    def packages(self) -> set[str]:
+        said = run(*self.command, "repoquery", "--refresh", "--qf", "P %{name}-%{version}")
+        return {line[2:] for line in said.splitlines() if line.startswith("P ")}
+
+    def install(self, name: str) -> None:
+        run(*self.command, "install", "--setopt=install_weak_deps=0", name)
+
+    def has(self, path: str) -> bool:
+        return (self.root / path).exists()
+
+
+class Zypper:
+    """zypper in a root of its own."""
+
+    def __init__(self, folder: Path, edge: RunningEdge) -> None:
+        program = require("zypper")
+        self.root = folder / "root"
+        self.root.mkdir(parents=True)
+        self.command = [program, "--root", self.root, "--non-interactive", "--no-gpg-checks"]
+        run(*self.command, "addrepo", "--refresh", f"{edge.url}/{PATH}/", "many")
+
+    def packages(self) -> set[str]:
+        run(*self.command, "refresh", "--force")
+        said = run(*self.command, "search", "-s")
+        rows = [[cell.strip() for cell in line.split("|")] for line in said.splitlines()]
+        return {
+            f"{row[1]}-{row[3].removesuffix('-1')}"
+            for row in rows
+            if len(row) > 4 and row[2] == "package"
+        }
+
+    def install(self, name: str) -> None:
+        run(*self.command, "install", "--no-recommends", name)
+
+    def has(self, path: str) -> bool:
+        return (self.root / path).exists()
+
+
+def expected(built: Mapping[int, Sequence[Path]], version: int) -> set[str]:
+    return {
+        rpm.name.removesuffix("-1.noarch.rpm")
+        for each in range(1, version + 1)
+        for rpm in built[each]
+    }
+
+
+@pytest.mark.parametrize("client", [Dnf, Zypper])
+def test_rpm_clients_follow_the_mirror_by_its_deltas(
+    client: type[Dnf] | type[Zypper],
+    built: Mapping[int, Sequence[Path]],
+    tmp_path: Path,
+    servers: Servers,
+) -> None:
+    root = tmp_path / "www" / PATH
+    make_repository(root, built, 1)
+    publish(root, LocalBackend(root / "tidings"))
+    origin = servers.mirror(tmp_path / "www", "--cache", tmp_path / "mirror-cache")
+    wire = servers.wire(origin.url)
+    edge = start_edge(servers, tmp_path / "edge", {PATH: {"urls": [f"{wire.url}/{PATH}"]}})
+    machine = client(tmp_path / "client", edge)
+    assert machine.packages() == expected(built, 1)
+    for version in (2, 3):
+        shutil.rmtree(root / "repodata")  # as a mirror that keeps nothing old
+        make_repository(root, built, version)
+        publish(root, LocalBackend(root / "tidings"))
+        time.sleep(1.1)
+        wire.reset()
+        assert machine.packages() == expected(built, version)
+        assert wire.received < metadata_bytes(root) / 2, (wire.received, metadata_bytes(root))
+    machine.install("pack7")
+    assert machine.has("usr/share/many/pack7"), "the package came by the redirect"
+
+
+def test_dnf_while_names_without_checksums_change_beneath_it(
+    built: Mapping[int, Sequence[Path]], tmp_path: Path, servers: Servers
+) -> None:
+    """A state that comes between repomd.xml and the files it names leaves the client at peace."""
+    root = tmp_path / "www" / PATH
+    options = ["--simple-md-filenames"]
+    make_repository(root, built, 1)
+    run(require("createrepo_c"), "-q", "--no-database", *options, ".", cwd=root)
+    origin = servers.misbehaving(tmp_path / "www")
+    edge = start_edge(servers, tmp_path / "edge", {PATH: {"urls": [f"{origin.url}/{PATH}"]}})
+    old = (root / "repodata" / "primary.xml.gz").read_bytes()
+    machine = Dnf(tmp_path / "client", edge)
+    assert machine.packages() == expected(built, 1)
+    # Another program reads the main file only; then the mirror moves on.
+    with (
+        httpx.Client() as here,
+        httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.0.2")) as there,
+    ):
+        base = f"{edge.url}/{PATH}/repodata"
+        first = here.get(f"{base}/repomd.xml").content
+        make_repository(root, built, 2)
+        run(require("createrepo_c"), "-q", "--no-database", *options, ".", cwd=root)
+        time.sleep(1.1)
+        second = there.get(f"{base}/repomd.xml").content
+        assert first != second
+        new = (root / "repodata" / "primary.xml.gz").read_bytes()
+        assert here.get(f"{base}/primary.xml.gz").content == old
+        assert there.get(f"{base}/primary.xml.gz").content == new
+    assert machine.packages() == expected(built, 2)
+
+
+# -- apt -------------------------------------------------------------------------------------------
+
+
+class Archive:
+    """An apt archive of one real package and many in its index, version by version."""
+
+    def __init__(self, root: Path, *, by_hash: bool, flat: bool) -> None:
+        self.root = root
+        self.by_hash = by_hash
+        self.suite = root if flat else root / "dists" / "stable" / "updates"
+        self.index = "." if flat else "main/binary-all"
+        self.pool = "" if flat else "pool/main/t/tale/"
+
+    def write(self, version: int) -> None:
+        """Publish *version*; files of older ones go, but for by-hash."""
+        deb = self._deb(version)
+        data = deb.read_bytes()
+        text = (
+            f"Package: tale\nVersion: {version}\nArchitecture: all\nMaintainer: A <a@example.org>\n"
+            f"Filename: {self.pool}{deb.name}\nSize: {len(data)}\n"
+            f"SHA256: {hashlib.sha256(data).hexdigest()}\nDescription: a tale\n\n"
+        )
+        for number in range(400):
+            # Every twentieth changes with each version.
+            at = version if number % 20 == 0 else 1
+            name = hashlib.sha256(f"{number}/{at}".encode()).hexdigest()
+            text += (
+                f"Package: many{number}\nVersion: {at}\nArchitecture: all\nMaintainer: A <a@b.c>\n"
+                f"Filename: {self.pool}many{number}.deb\nSize: {number + 1}\nSHA256: {name}\n"
+                f"Description: number {name[:20]}\n\n"
+            )
+        files = {"Packages": text.encode(), "Packages.gz": gzip.compress(text.encode(), mtime=0)}
+        folder = self.suite / self.index
+        folder.mkdir(parents=True, exist_ok=True)
+        prefix = "" if self.index == "." else f"{self.index}/"
+        date = formatdate(1_700_000_000 + version)[:-5]
+        release = (
+            f"Suite: stable\nCodename: stable\nDate: {date}UTC\n"
+            "Architectures: all amd64\nComponents: main\n"
+        )
+        if self.by_hash:
+            release += "Acquire-By-Hash: yes\n"
+        for algorithm in ("SHA256", "SHA512"):
+            release += f"{algorithm}:\n"
+            for name, content in files.items():
+                digest = hashlib.new(algorithm, content).hexdigest()
+                release += f" {digest} {len(content)} {prefix}{name}\n"
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        (self.suite / "Release").write_text(release)
+
+    def _deb(self, version: int) -> Path:
+        build = self.root.parent / f"build-{version}"
+        (build / "DEBIAN").mkdir(parents=True)
+        (build / "DEBIAN" / "control").write_text(
+            f"Package: tale\nVersion: {version}\nArchitecture: all\n"
+            "Maintainer: A <a@example.org>\nDescription: a tale\n"
+        )
+        (build / "usr").mkdir()
+        target = self.root / self.pool / f"tale_{version}_all.deb"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        run(require("dpkg-deb"), "--root-owner-group", "-b", build, target)
+        return target
+
+
+class Apt:
+    """apt-get with folders of its own; nothing of the system is read or changed."""
+
+    def __init__(self, folder: Path, source: str) -> None:
+        for name in ("state/lists/partial", "cache/archives/partial", "etc", "log", "out"):
+            (folder / name).mkdir(parents=True)
+        (folder / "state" / "status").write_text("")
+        (folder / "etc" / "sources.list").write_text(f"deb [trusted=yes] {source}\n")
+        self.folder = folder
+        options = {
+            "Dir": "/nonexistent",
+            "Dir::State": folder / "state",
+            "Dir::State::status": folder / "state" / "status",
+            "Dir::Cache": folder / "cache",
+            "Dir::Etc": folder / "etc",
+            "Dir::Etc::sourcelist": folder / "etc" / "sources.list",
+            "Dir::Etc::sourceparts": "-",
+            "Dir::Etc::main": "-",
+            "Dir::Etc::parts": "-",
+            "Dir::Log": folder / "log",
+            "Dir::Bin::methods": "/usr/lib/apt/methods",
+            "APT::Architecture": "amd64",
+            "APT::Sandbox::User": "root",
+            "Acquire::Languages": "none",
+            "Acquire::Retries": "0",
+            "APT::Update::Error-Mode": "any",
+        }
+        self.options = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+
+    def update(self) -> str:
+        return run(require("apt-get"), *self.options, "update")
+
+    def version(self) -> str:
+        said = run(require("apt-cache"), *self.options, "show", "tale")
+        return next(line[9:] for line in said.splitlines() if line.startswith("Version: "))
+
+    def download(self) -> bytes:
+        run(require("apt-get"), *self.options, "download", "tale", cwd=self.folder / "out")
+        return next((self.folder / "out").iterdir()).read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["by-hash", "by-name", "flat"])
+def test_apt_follows_the_mirror_by_its_deltas(kind: str, tmp_path: Path, servers: Servers) -> None:
+    require("apt-get")
+    archive = Archive(tmp_path / "www" / "deb", by_hash=kind == "by-hash", flat=kind == "flat")
+    archive.write(1)
+    backend = LocalBackend(archive.suite / "tidings")
+    publish(archive.suite, backend)
+    wire = servers.wire(servers.mirror(tmp_path / "www", "--cache", tmp_path / "mc").url)
+    place = archive.suite.relative_to(tmp_path / "www").as_posix()
+    here = place.replace("deb", "inside/debian", 1)
+    repos = {here: {"urls": [f"{wire.url}/{place}"]}}
+    edge = start_edge(servers, tmp_path / "edge", repos, "--access-log")
+    suite = "./" if kind == "flat" else "stable/updates main"
+    apt = Apt(tmp_path / "client", f"{edge.url}/inside/debian {suite}")
+    apt.update()
+    assert apt.version() == "1"
+    for version in (2, 3):
+        archive.write(version)
+        publish(archive.suite, backend)
+        full = (archive.suite / archive.index / "Packages.gz").stat().st_size
+        time.sleep(1.1)
+        wire.reset()
+        apt.update()
+        assert apt.version() == str(version)
+        assert wire.received < full / 2, (wire.received, full)
+    by_hash = [line for line in edge.log().splitlines() if "/by-hash/SHA512/" in line]
+    assert len(by_hash) == (3 if kind == "by-hash" else 0)
+    assert all('"status": 200' in line for line in by_hash)
+    deb = archive.root / archive.pool / "tale_3_all.deb"
+    assert apt.download() == deb.read_bytes()
