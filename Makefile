@@ -33,10 +33,11 @@ test-all: venv ## all tests, the slow ones too
 	@scripts/system-packages
 	$(PYTEST) $(ARGS)
 
-test-dnf: venv ## dnf 4, and dnf 5 in a chroot of Debian sid where it can be made (10 minutes)
+test-dnf: venv ## dnf 4, and in a chroot of Debian sid, where it can be made, its dnf 4 and dnf 5 (15 minutes)
 	@scripts/system-packages
 	@scripts/dnf5-chroot || echo "test-dnf: no chroot, so the tests of dnf 5 skip" >&2
 	$(PY) -m pytest tests/dnf $(ARGS)
+	TIDINGS_DNF4=sid $(PY) -m pytest tests/dnf/test_dnf4.py $(ARGS)
 
 test-librepo: venv ## build Debian's librepo with zchunk on and load a rebuilt cache with it (minutes)
 	@scripts/system-packages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from support.dnf import Key, Rig, build_packages, dnf_program, folder_for
+from support.dnf5 import Sid4
 
 
 @pytest.fixture(scope="session")
@@ -27,12 +29,16 @@ def signer(tmp_path_factory: pytest.TempPathFactory) -> Key:
 
 @pytest.fixture
 def make_rig(built: Mapping[int, Sequence[Path]]) -> Iterator[Callable[..., Rig]]:
-    """``make_rig(metalink=True)``: a rig that ends with the test."""
+    """``make_rig(metalink=True)``: a rig that ends with the test.
+
+    With TIDINGS_DNF4=sid the tests of dnf 4 run the newer one of the chroot.
+    """
+    kind = Sid4 if os.environ.get("TIDINGS_DNF4") == "sid" else Rig
     with ExitStack() as stack:
 
         def make(**options: Any) -> Rig:
             folder = next(folders := folder_for())
             stack.callback(lambda: next(folders, None))
-            return stack.enter_context(Rig(folder, built, **options))
+            return stack.enter_context(kind(folder, built, **options))
 
         yield make

@@ -33,6 +33,69 @@ def chroot_folder() -> Path:
     return folder
 
 
+def inside(chroot: Path, folder: Path, mounts: Sequence[str], words: Sequence[str]) -> list[str]:
+    """*words*, to be run in the chroot, where *folder* has the path that it has outside.
+
+    *mounts* are lines of shell, with ``{root}`` and ``{folder}``.
+    """
+    root, there = shlex.quote(str(chroot)), shlex.quote(str(folder))
+    lines = [
+        "set -e",
+        "mount --make-rprivate /",
+        "mkdir -p {root}{folder}",
+        "mount --rbind / {root}/host",
+        "mount --bind {folder} {root}{folder}",
+        "mount --bind /proc {root}/proc",
+        "mount --bind /dev {root}/dev",
+        *mounts,
+        'exec chroot {root} "$@"',
+    ]
+    script = "\n".join(line.format(root=root, folder=there) for line in lines)
+    return ["unshare", "-m", "sh", "-c", script, "sh", *words]
+
+
+def run_on_the_host(home: Path, command: Path) -> Path:
+    """A program for the chroot that runs *command* on the host's Python."""
+    program = home / "tidings-inside"
+    program.write_text(f'#!/bin/sh\nexec chroot /host {command} "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+def leave(chroot: Path, folder: Path) -> None:
+    """Remove what ``inside`` made; its mounts were other namespaces'."""
+    place = Path(f"{chroot}{folder}")
+    if place.is_dir():
+        place.rmdir()
+
+
+@dataclass
+class Sid4(Rig):
+    """dnf 4 of the chroot, newer than that of the system; runs the tests of dnf 4."""
+
+    def __post_init__(self) -> None:
+        self.chroot = chroot_folder()
+        if not (self.chroot / "usr/bin/dnf-3").exists():
+            pytest.skip(f"no dnf 4 in {self.chroot}")
+        if self.user is not None:
+            pytest.skip("mounts need root")
+        super().__post_init__()
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        leave(self.chroot, self.folder)
+
+    def service_at(self, url: str) -> None:
+        program = run_on_the_host(self.folder / "home", self.command)
+        (self.folder / "etc" / "plugins" / "tidings.conf").write_text(
+            f"[main]\nenabled=1\ncommand={program}\n[repos]\n" + (f"many = {url}\n" if url else "")
+        )
+
+    def command_line(self, *words: str) -> list[str]:
+        self.program = "/usr/bin/dnf-3"
+        return inside(self.chroot, self.folder, [], super().command_line(*words))
+
+
 @dataclass
 class Rig5(Rig):
     """See the module."""
@@ -43,16 +106,11 @@ class Rig5(Rig):
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
-        place = Path(f"{self.chroot}{self.folder}")
-        if place.is_dir():
-            place.rmdir()  # its mounts were other namespaces'
+        leave(self.chroot, self.folder)
 
     def configure(self, **main: str) -> None:
         super().configure(**main)
-        home = self.folder / "home"
-        inside = home / "tidings-inside"
-        inside.write_text(f'#!/bin/sh\nexec chroot /host {self.command} "$@"\n')
-        inside.chmod(0o755)
+        run_on_the_host(self.folder / "home", self.command)
         for name in ("libexec", "actions"):
             (self.folder / name).mkdir(exist_ok=True)
         for name in ("tidings_dnf.py", "tidings-dnf5"):
@@ -73,20 +131,11 @@ class Rig5(Rig):
         return self.folder / "cache"
 
     def command_line(self, *words: str) -> list[str]:
-        root, folder = shlex.quote(str(self.chroot)), shlex.quote(str(self.folder))
-        script = f"""
-            set -e
-            mount --make-rprivate /
-            mkdir -p {root}{folder}
-            mount --rbind / {root}/host
-            mount --bind {folder} {root}{folder}
-            mount --bind /proc {root}/proc
-            mount --bind /dev {root}/dev
-            mount --bind {folder}/etc/plugins {root}/etc/dnf/plugins
-            mount --bind {folder}/actions {root}/etc/dnf/libdnf5-plugins/actions.d
-            mount --bind {folder}/libexec {root}/usr/libexec/tidings
-            chroot {root} "$@"
-        """
+        mounts = [
+            "mount --bind {folder}/etc/plugins {root}/etc/dnf/plugins",
+            "mount --bind {folder}/actions {root}/etc/dnf/libdnf5-plugins/actions.d",
+            "mount --bind {folder}/libexec {root}/usr/libexec/tidings",
+        ]
         options = {
             "reposdir": self.folder / "etc" / "repos",
             "cachedir": self.cache,
@@ -100,7 +149,7 @@ class Rig5(Rig):
         }
         dnf = ["dnf5", "-y", *(f"--setopt={name}={value}" for name, value in options.items())]
         dnf.append(f"--installroot={self.folder}/root")
-        return ["unshare", "-m", "sh", "-c", script, "sh", *dnf, *words]
+        return inside(self.chroot, self.folder, mounts, [*dnf, *words])
 
     def dnf(self, *words: str, prefix: Sequence[str] = ()) -> Run:
         assert not prefix
