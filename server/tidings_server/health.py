@@ -188,9 +188,10 @@ def _each(
         try:
             result = work(job, reporter)
         except TidingsError as error:
+            told = publish.advised(error, job) if arguments.health == "gc" else error
             if not many:
-                raise
-            reporter.note(f"{job.root}: {error}", repo=str(job.root), code=error.code)
+                raise told from None
+            reporter.note(f"{job.root}: {told}", repo=str(job.root), code=error.code)
             failed += 1
             continue
         worst = max(worst, result)
@@ -318,6 +319,8 @@ def _check(arguments: argparse.Namespace, settings: Settings, reporter: Reporter
         reporter.data({"type": "check", "repo": str(job.root), **check_facts(report)})
         for line in check_lines(str(job.root), report):
             reporter.line(line)
+        if report.damaged:
+            reporter.line("  `tidings-mirror repair` with the same DIR mends what can be mended")
         return Exit.STORE if report.damaged else Exit.OK
 
     return _each(arguments, settings, reporter, work)
@@ -497,4 +500,5 @@ def repair_lines(name: str, report: repair.RepairReport) -> list[str]:
         lines.append(f"  published anew as snapshot {report.published.serial}")
     if not report.whole:
         lines += [f"  {f.severity}  {f.where}  {f.text}" for f in report.after.findings]
+        lines.append("  `tidings-mirror repair --from URL` takes what is lost from another mirror")
     return lines

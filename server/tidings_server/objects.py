@@ -291,7 +291,11 @@ class Objects:
                 with suppress(KeyError):  # another thread was faster
                     self._checked.popitem(last=False)
             if not known:
-                log.error("%s is not what its name says and is not served", path)
+                log.error(
+                    "%s is not what its name says and is not served; `tidings-mirror check` shows "
+                    "what is damaged, `tidings-mirror repair` mends it",
+                    path,
+                )
         return known
 
     async def pack(self, repository: str, name: PackName) -> Entry | None:

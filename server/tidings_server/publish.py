@@ -6,6 +6,7 @@ repositories, ``--store``, ``--retry``, ``--plan``, one outcome for each reposit
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,13 @@ from pathlib import Path
 from tidings_chunkstore import layout as layouts
 from tidings_chunkstore import publisher
 from tidings_chunkstore.backends.local import LocalBackend
-from tidings_chunkstore.errors import InputError, LocalError, TidingsError, UnsettledError
+from tidings_chunkstore.errors import (
+    InputError,
+    LocalError,
+    StoreError,
+    TidingsError,
+    UnsettledError,
+)
 from tidings_chunkstore.publisher import Options, Report
 from tidings_chunkstore.store import Store
 
@@ -44,6 +51,21 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+def advised(error: Exception, job: Job) -> Exception:
+    """*error*; where it says that the store is damaged, with the commands that help."""
+    if not isinstance(error, StoreError) or "tidings-mirror" in str(error):
+        return error
+    where = shlex.quote(str(job.root))
+    if job.store != job.root / FOLDER:
+        where = "with the same DIR, --store and --as"
+    return StoreError(
+        f"{error}; `tidings-mirror check` shows what is damaged, `tidings-mirror repair` mends it"
+        f" ({where})",
+        code=error.code,
+        **error.details,
+    )
+
+
 class Change:
     """A file that a publish would take in. *size* in bytes."""
 

@@ -48,7 +48,7 @@ def command(arguments: argparse.Namespace, settings: Settings, reporter: Reporte
         totals.repositories += 1
         if outcome.error is not None:
             totals.failed += 1
-            first_error = first_error or outcome.error
+            first_error = first_error or publish.advised(outcome.error, outcome.job)
             if many:
                 _failed(reporter, outcome)
             continue
@@ -188,21 +188,22 @@ def _lines(outcome: Outcome) -> list[str]:
 
 def _failed(reporter: Reporter, outcome: Outcome) -> None:
     assert outcome.error is not None
+    error = publish.advised(outcome.error, outcome.job)
     if reporter.as_json:
-        code = exit_of(outcome.error) or Exit.INPUT
+        code = exit_of(error) or Exit.INPUT
         reporter.data(
             {
                 "type": "failed",
                 "repo": str(outcome.job.root),
                 "error": {
-                    "code": getattr(outcome.error, "code", "error"),
-                    "message": str(outcome.error),
+                    "code": getattr(error, "code", "error"),
+                    "message": str(error),
                     "exit": code.value,
                 },
             }
         )
     else:
-        reporter.error(outcome.error, repo=str(outcome.job.root))
+        reporter.error(error, repo=str(outcome.job.root))
 
 
 def _summary(

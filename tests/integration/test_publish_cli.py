@@ -244,9 +244,12 @@ def test_waiting_for_an_rsync(repo: Path) -> None:
     assert (repo / "tidings" / "head.json").is_file()
 
 
-def test_two_cannot_publish_at_once(repo: Path) -> None:
+def test_a_publish_waits_for_another_one(
+    repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (repo / "tidings").mkdir()
     descriptor = os.open(repo / "tidings", os.O_RDONLY)
+    command = [sys.executable, "-m", "tidings_server.cli", "publish", str(repo)]
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         assert events("publish", repo, code=9)[-1]["error"]["code"] == "locked"
@@ -262,7 +265,7 @@ def test_quiet_says_nothing_of_success(repo: Path) -> None:
 
 
 def test_a_damaged_store(repo: Path) -> None:
-    run("publish", repo)
+    assert (repo / "tidings" / "head.json").is_file()
     head = repo / "tidings" / "head.json"
     data = head.read_bytes()
     head.write_bytes(data[:-50])
@@ -279,6 +282,8 @@ def test_a_damaged_store(repo: Path) -> None:
     run("publish", repo, code=8)
     assert events("publish", "--rebuild", repo)[-1]["serial"] == 2
 
+        assert "tidings-mirror check" in told
+        assert "tidings-mirror repair" in told
 
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write")
 def test_a_read_only_tree(repo: Path) -> None:

@@ -125,6 +125,7 @@ def test_tables_for_people(history: History) -> None:
     assert code is Exit.STORE
     assert "damaged" in text.splitlines()[0]
     assert any(name in line and "error" in line for line in text.splitlines())
+    assert "tidings-mirror repair" in text.splitlines()[-1]
     _, text = run("repair", history.root, as_json=False)
     assert "whole again" in text
     _, text = run("gc", history.root, as_json=False)
