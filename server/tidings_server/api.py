@@ -25,6 +25,7 @@ from tidings_chunkstore.places import PackName
 
 from . import frames
 from .bundles import RETRY_AFTER, Bundles, Busy, NotRetained, Wanted, chosen_tracks
+from .metrics import Metrics
 from .objects import Entry, Objects, Receive, Scope, Send, pread, reopen
 from .settings import Settings
 from .site import Repository, Site, Target
@@ -56,6 +57,7 @@ class Shared:
     objects: Objects
     pool: ThreadPoolExecutor
     bundles: Bundles | None = None
+    metrics: Metrics | None = None
 
     async def thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run *call* in a thread."""
@@ -137,6 +139,7 @@ async def post_frames(request: Request, repository: Here, mirror: Mirror) -> Res
     for span in batch.spans:
         if span.end > entries[span.pack].size:
             raise Refused(416, "range", f"a range ends beyond {span.pack}")
+    request.scope["tidings.spans"] = batch.spans
     headers = {"content-length": str(batch.size), "cache-control": "no-store"}
     kind = "application/octet-stream"
     pieces = _pieces(batch, entries)

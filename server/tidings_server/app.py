@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from . import casync_routes, logs, reconcile
+from . import casync_routes, logs, metrics, reconcile
 from .api import Refused, Shared, router
 from .bundles import Bundles, default_folder
 from .edge import Edge, make_edge
@@ -28,11 +28,11 @@ caching headers and ranges, as a static host does (docs/protocol.md), and the ro
 """
 
 #: Paths of the application itself; a repository cannot have them.
-OWN = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
+OWN = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json", metrics.PATH})
 OWN_BELOW = "/api/"
 
-#: Told of each answered request: method, path, status, bytes of the body, seconds.
-Observer = Callable[[str, str, int, int, float], None]
+#: Told of each answered request: scope, status, bytes of the body, seconds, the body's beginning.
+Observer = Callable[[Scope, int, int, float, bytes], None]
 
 
 def features(bundles: Bundles | None, reconciles: bool = False) -> dict[str, int]:
@@ -47,17 +47,32 @@ def features(bundles: Bundles | None, reconciles: bool = False) -> dict[str, int
 
 def make_app(settings: Settings) -> Front:
     """The ASGI application for *settings*. Nothing is started before its first request."""
-    pool = ThreadPoolExecutor(
+    pool = logs.Pool(
         max_workers=min(32, 4 + 4 * (os.cpu_count() or 1)), thread_name_prefix="tidings"
     )
     bundles = _bundles(settings.serve)
     site = Site(settings.serve, settings.repos)
     promised = features(bundles, settings.serve.reconcile)
     objects = Objects(site, pool, memory=settings.serve.memory, features=promised)
-    shared = Shared(settings, site, objects, pool, bundles)
+    counted = _metrics(settings, site, pool, bundles)
+    shared = Shared(settings, site, objects, pool, bundles, counted)
+    observers: list[Observer] = [counted.observe] if counted is not None else []
     edge = make_edge(settings, objects, pool)
     api = _api(shared, edge)
-    return Front(api, objects, edge, observers=[], access_log=settings.serve.access_log)
+    return Front(api, objects, edge, observers=observers, access_log=settings.serve.access_log)
+
+
+def _metrics(
+    settings: Settings, site: Site, pool: logs.Pool, bundles: Bundles | None
+) -> metrics.Metrics | None:
+    if settings.serve.metrics == "off":
+        return None
+    if bundles is None:
+        return metrics.Metrics(settings, site, pool, version=_version())
+    cache, making = bundles.folder, bundles.making
+    counted = metrics.Metrics(settings, site, pool, version=_version(), cache=cache, making=making)
+    bundles.told = counted.count
+    return counted
 
 
 def _bundles(wanted: ServeSettings) -> Bundles | None:
@@ -71,11 +86,15 @@ def _bundles(wanted: ServeSettings) -> Bundles | None:
 def _api(shared: Shared, edge: Edge | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if shared.metrics is not None:
+            shared.metrics.start()
         yield
         if edge is not None:
             await edge.close()
         if shared.bundles is not None:
             await shared.bundles.close()
+        if shared.metrics is not None:
+            shared.metrics.close()
         shared.pool.shutdown(wait=False, cancel_futures=True)
 
     api = FastAPI(
@@ -92,6 +111,9 @@ def _api(shared: Shared, edge: Edge | None = None) -> FastAPI:
         api.include_router(reconcile.make_router(reconcile.Reconciler(shared.bundles)))
     if shared.bundles is not None and shared.settings.serve.casync:
         api.include_router(casync_routes.make_router(casync_routes.Casync(shared.bundles)))
+    if shared.metrics is not None:
+        api.include_router(metrics.make_router(shared.metrics, shared.settings.serve.metrics))
+    api.add_exception_handler(Exception, _unexpected)
     api.add_exception_handler(Refused, _refused)
     api.add_exception_handler(HTTPException, _http_error)
     return api
@@ -113,6 +135,16 @@ async def _http_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = {404: "not-found", 405: "method"}.get(error.status_code, "http")
     return _error(error.status_code, code, str(error.detail), dict(error.headers or {}))
+
+
+async def _unexpected(request: Request, _: Exception) -> JSONResponse:
+    """Starlette raises the error again after this: ``Front`` logs it."""
+    return JSONResponse(_internal(request.scope), 500, {"cache-control": "no-store"})
+
+
+def _internal(scope: Scope) -> dict[str, object]:
+    message = "an error inside the server; its log has it under the request's id"
+    return {"error": {"code": "internal", "message": message, "request": scope.get(logs.ID, "")}}
 
 
 def _error(status: int, code: str, message: str, headers: dict[str, str]) -> JSONResponse:
@@ -137,19 +169,54 @@ class Front:
         self._objects = objects
         self._edge = edge
         self._access_log = access_log
+        self._ids = logs.Ids()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request (or the lifespan)."""
+        """Answer one request (or the lifespan). Raises ``logs.Told`` when it broke off."""
         if scope["type"] != "http":
             await self.api(scope, receive, send)
-        elif self._access_log or self.observers:
-            await self._observed(scope, receive, send)
-        else:
-            await self._answer(scope, receive, send)
+            return
+        started = time.perf_counter()
+        id_header = (b"x-request-id", self._ids.begin(scope))
+        status = sent = 0
+        first = b""
+        whole = False
+
+        async def watched(message: Message) -> None:
+            nonlocal status, sent, first, whole
+            if message["type"] == "http.response.body":
+                body = message.get("body", b"")
+                if not sent:
+                    first = body
+                sent += len(body)
+                whole = not message.get("more_body", False)
+            else:
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), id_header]
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, watched)
+        except Exception as error:
+            # Whatever it is: one line, an answer that names the request, and the server goes on.
+            if status and isinstance(error, (TimeoutError, ConnectionError)):
+                raise logs.Told from error  # a client that takes nothing any more
+            logs.failed(scope, error)
+            if not status:
+                await _send_internal(scope, watched)
+            elif not whole:
+                raise logs.Told from error
+        finally:
+            seconds = time.perf_counter() - started
+            if self._access_log:
+                logs.access(scope, status, sent, seconds)
+            for observer in self.observers:
+                observer(scope, status, sent, seconds, first)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
         if path in OWN or path.startswith(OWN_BELOW):
+            scope["tidings.route"] = "api"
             await self.api(scope, receive, send)
             return
         raw: bytes = scope["raw_path"]
@@ -168,26 +235,13 @@ class Front:
             return
         await self._objects(scope, receive, send)
 
-    async def _observed(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = logs.request_id(scope)
-        started = time.perf_counter()
-        status = sent = 0
 
-        async def watched(message: Message) -> None:
-            nonlocal status, sent
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                headers = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
-                message = {**message, "headers": headers}
-            else:
-                sent += len(message.get("body", b""))
-            await send(message)
-
-        try:
-            await self._answer(scope, receive, watched)
-        finally:
-            seconds = time.perf_counter() - started
-            if self._access_log:
-                logs.access(scope, request_id, status, sent, seconds)
-            for observer in self.observers:
-                observer(scope["method"], scope["path"], status, sent, seconds)
+async def _send_internal(scope: Scope, send: Send) -> None:
+    body = json.dumps(_internal(scope)).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+    ]
+    await send({"type": "http.response.start", "status": 500, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})

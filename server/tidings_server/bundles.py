@@ -16,7 +16,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +108,12 @@ class Bundles:
         self._queue = queue
         self._slots = asyncio.Semaphore(at_once)
         self._making: dict[str, asyncio.Task[Path]] = {}
+        #: Told of each question, its kind and result, and of each that was made, with its seconds.
+        self.told: Callable[[str, str, float | None], None] = lambda kind, result, seconds: None
+
+    def making(self) -> int:
+        """How many are in the making, or wait for their turn."""
+        return len(self._making)
 
     async def get(self, wanted: Job) -> Path:
         """The file of a bundle.
@@ -116,17 +122,23 @@ class Bundles:
         """
         path = self.folder / wanted.name
         if await asyncio.to_thread(_touch, path):
+            self._tell(wanted, "hit")
             return path
         task = self._making.get(wanted.name)
-        if task is None:
+        if task is not None:
+            self._tell(wanted, "joined")
+        else:
             if len(self._making) >= self._queue:
+                self._tell(wanted, "refused")
                 raise Busy(f"{len(self._making)} bundles are in the making")
+            self._tell(wanted, "miss")
             task = asyncio.ensure_future(self._make(wanted, path))
             self._making[wanted.name] = task
-            task.add_done_callback(lambda done: self._done(wanted.name, done))
+            task.add_done_callback(lambda done: self._done(wanted, done))
         try:
             return await asyncio.wait_for(asyncio.shield(task), _PATIENCE)
         except TimeoutError as error:
+            self._tell(wanted, "late")
             raise Busy("the bundle is in the making") from error
 
     async def close(self) -> None:
@@ -136,17 +148,24 @@ class Bundles:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _done(self, name: str, task: asyncio.Task[Path]) -> None:
-        self._making.pop(name, None)
+    def _done(self, wanted: Job, task: asyncio.Task[Path]) -> None:
+        self._making.pop(wanted.name, None)
         # Whoever waited has got the error; with nobody waiting it is told here.
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, NotRetained):
+            self._tell(wanted, "failed")
             log.error("a bundle was not made: %s", error)
+
+    def _tell(self, wanted: Job, result: str, seconds: float | None = None) -> None:
+        kind = wanted.worker.rpartition(".")[2].removesuffix("_worker")
+        self.told(kind, result, seconds)
 
     async def _make(self, wanted: Job, path: Path) -> Path:
         async with self._slots:
             await asyncio.to_thread(self._prepare)
+            started = time.monotonic()
             await self._run(wanted, path)
+            self._tell(wanted, "made", time.monotonic() - started)
             await asyncio.to_thread(self._prune, path.name)
         return path
 

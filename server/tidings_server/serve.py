@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import socket
 import sys
+from pathlib import Path
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess
@@ -15,6 +16,7 @@ from tidings_client.exits import Exit
 
 from . import logs
 from .app import Front, make_app
+from .metrics_store import forget_dead, values_folder
 from .settings import ServeSettings, Settings
 
 _KEEP_ALIVE = 75  # seconds; what web servers grant, so that a client's next request finds it open
@@ -57,11 +59,13 @@ def serve(settings: Settings) -> Exit:
         # Connections wait in the backlog until the first worker is up.
         listener.listen(_BACKLOG)
         print(line, file=sys.stderr, flush=True)
-        Multiprocess(config, [listener]).run()
+        with values_folder(wanted.workers) as folder:
+            _Workers(config, [listener], folder).run()
         return Exit.OK
     server = _Server(config, line)
     try:
-        server.run([listener])
+        with values_folder(1):
+            server.run([listener])
     except KeyboardInterrupt:
         pass  # uvicorn has stopped cleanly and passes the signal on
     finally:
@@ -88,6 +92,25 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             print(self._line, file=sys.stderr, flush=True)
+
+
+class _Workers(Multiprocess):
+    """Forgets how workers were that are gone."""
+
+    def __init__(
+        self, config: uvicorn.Config, sockets: list[socket.socket], folder: Path | None
+    ) -> None:
+        super().__init__(config, sockets)
+        self._folder = folder
+        self._alive: list[int | None] = []
+
+    def keep_subprocess_alive(self) -> None:
+        """Called twice a second."""
+        super().keep_subprocess_alive()
+        alive = [process.pid for process in self.processes]
+        if self._folder is not None and alive != self._alive:
+            self._alive = alive
+            forget_dead(self._folder, [pid for pid in alive if pid is not None])
 
 
 def _listen(wanted: ServeSettings) -> socket.socket:

@@ -95,6 +95,12 @@ def _layout(value: object) -> str:
     return str(value)
 
 
+def _metrics(value: object) -> str:
+    if value not in ("off", "local", "all"):
+        raise ValueError("off, local or all is wanted")
+    return str(value)
+
+
 def _url(value: object) -> str:
     """An http or https URL; a metalink's may have a query."""
     text = _text(value)
@@ -160,6 +166,7 @@ class ServeSettings:
     reconcile: bool = False
     casync: bool = True
     access_log: bool = False
+    metrics: str = "local"
     pull_through: bool = False
     fresh: int = 300
 
@@ -276,6 +283,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(("serve",), "reconcile", flag, "deltas also against bases that are not retained"),
     Setting(("serve",), "casync", flag, "indexes and chunks for casync and desync, on request"),
     Setting(("serve",), "access_log", flag, "one line for each request on stderr"),
+    Setting(("serve",), "metrics", _metrics, "who may read /metrics: off, local or all"),
     Setting(("serve",), "pull_through", flag, "fetch repositories with an upstream on request"),
     Setting(("serve",), "fresh", _whole(1, 86400), "seconds before an upstream is asked again"),
 )
