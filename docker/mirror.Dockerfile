@@ -26,7 +26,7 @@ FROM python:3.12-slim
 RUN apt-get update && apt-get install -y --no-install-recommends rsync gzip \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --uid 10001 --home-dir /srv/mirror --shell /usr/sbin/nologin tidings \
-    && install -d -o tidings -g tidings /srv/mirror
+    && install -d -o tidings -g tidings /srv/mirror /var/lib/tidings
 COPY --from=build /opt/tidings /opt/tidings
 COPY docker/publish-loop /usr/local/bin/publish-loop
 ENV PATH=/opt/tidings/bin:$PATH PYTHONUNBUFFERED=1

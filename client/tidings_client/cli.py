@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from tidings_chunkstore.errors import TidingsError, VerificationError
+from tidings_chunkstore.errors import InputError, TidingsError, VerificationError
 
 from . import version
 from .exits import Exit, exit_of, help_text
@@ -26,7 +26,7 @@ from .options import PATHS, Kind, Option, add, resolve, seconds
 from .progress import Reporter, cost_text, size_text, summary_text
 
 if TYPE_CHECKING:
-    from .job import PlanResult
+    from .job import PlanResult, SyncOptions
     from .remote import RemoteSettings
     from .trust import TrustSettings
 
@@ -102,6 +102,10 @@ SYNC: tuple[Option, ...] = (
         "--zchunk",
         "with --types: of each type take the zchunk record where there is one, "
         "as a dnf with zchunk does",
+    ),
+    Option(
+        "--metalink",
+        "URL is a metalink's: it names mirrors and proves repomd.xml",
     ),
     Option("--plan", "show bytes and requests of each route and file; download nothing"),
     Option(
@@ -338,6 +342,8 @@ def _sync(parsed: argparse.Namespace, reporter: Reporter) -> int:
         adopt=parsed.adopt,
         trust=_trust_settings(parsed),
     )
+    if parsed.metalink:
+        return _sync_metalink(parsed, options, reporter)
     with Remote([parsed.url, *parsed.mirror], _remote_settings(parsed)) as remote:
         if parsed.plan:
             planned = plan(options, remote, reporter)
@@ -345,6 +351,25 @@ def _sync(parsed: argparse.Namespace, reporter: Reporter) -> int:
             return Exit.OK
         result = sync(options, remote, reporter)
     facts = {"url": remote.name, "dest": str(parsed.dest), **result.to_json()}
+    reporter.summary(facts, summary_text(_name(parsed.dest), result.to_json()))
+    return Exit.OK
+
+
+def _sync_metalink(parsed: argparse.Namespace, options: SyncOptions, reporter: Reporter) -> int:
+    from .listed import plan_metalink, sync_metalink
+
+    if parsed.mirror or parsed.repomd_sha256:
+        raise InputError(
+            "--metalink names the mirrors and the checksum: without --mirror and --repomd-sha256",
+            code="usage",
+        )
+    settings = _remote_settings(parsed)
+    if parsed.plan:
+        planned = plan_metalink(options, parsed.url, settings, reporter)
+        _show_plan(parsed.dest, planned, reporter)
+        return Exit.OK
+    result, base = sync_metalink(options, parsed.url, settings, reporter)
+    facts = {"url": base, "dest": str(parsed.dest), **result.to_json()}
     reporter.summary(facts, summary_text(_name(parsed.dest), result.to_json()))
     return Exit.OK
 

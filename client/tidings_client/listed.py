@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tidings_chunkstore.errors import VerificationError
+from tidings_chunkstore.errors import FormatError, NetworkError, VerificationError
 from tidings_chunkstore.limits import LIMITS
 from tidings_chunkstore.rpmmd import MAIN
 
-from .job import Progress, Silent, SyncOptions, SyncResult
-from .metalink import LIMIT, Version
-from .mirrors import Page
+from .guard import Guard
+from .job import PlanResult, Progress, Silent, SyncOptions, SyncResult
+from .metalink import LIMIT, MIRRORS, Metalink, Version, parse_metalink, parse_mirrorlist
+from .mirrors import Page, shown, web_url
 from .remote import Looked, Remote, RemoteSettings, Validators
-from .sync import sync
+from .sync import plan, sync
 
 _VERSIONS = 4  # of a metalink that are tried, the newest first
 
@@ -40,6 +41,64 @@ def fetch_list(
     with Remote([Page(url)], settings) as remote:
         looked = remote.look("", LIMIT, known)
         return Listed(looked, remote.bytes_received, remote.bytes_sent, remote.requests)
+
+
+def read_metalink(data: bytes, url: str) -> Metalink:
+    """The metalink that *url* sent. Raises NetworkError (``bad-list``, ``no-mirror``)."""
+    try:
+        return parse_metalink(data, url)
+    except FormatError as error:
+        raise _bad_list(url, error) from error
+
+
+def read_mirrorlist(data: bytes, url: str) -> tuple[str, ...]:
+    """The base URLs that *url* sent. Raises NetworkError (``bad-list``, ``no-mirror``)."""
+    try:
+        return parse_mirrorlist(data, url)
+    except FormatError as error:
+        raise _bad_list(url, error) from error
+
+
+def _bad_list(url: str, error: FormatError) -> NetworkError:
+    code = "bad-list" if error.code == "format" else error.code
+    return NetworkError(f"{shown(web_url(url))}: {error}", code=code)
+
+
+def sync_metalink(
+    options: SyncOptions,
+    url: str,
+    settings: RemoteSettings | None = None,
+    progress: Progress | None = None,
+) -> tuple[SyncResult, str]:
+    """Bring DEST to what the metalink at *url* allows; the result, and the mirror that had it.
+
+    Connections go where ``guard`` allows. Raises as ``sync``.
+    """
+    settings = replace(settings or RemoteSettings(), guard=Guard((url,)))
+    listed = fetch_list(url, settings)
+    link = read_metalink(listed.looked.data or b"", url)
+    with Remote(link.mirrors[:MIRRORS], settings) as remote:
+        result = sync_versions(options, link.versions, remote, progress)
+        result = replace(
+            result,
+            bytes_received=result.bytes_received + listed.bytes_received,
+            bytes_sent=result.bytes_sent + listed.bytes_sent,
+            requests=result.requests + listed.requests,
+        )
+        return result, remote.answered
+
+
+def plan_metalink(
+    options: SyncOptions,
+    url: str,
+    settings: RemoteSettings | None = None,
+    progress: Progress | None = None,
+) -> PlanResult:
+    """What ``sync_metalink`` would do if the first mirror has the newest. Raises as ``plan``."""
+    settings = replace(settings or RemoteSettings(), guard=Guard((url,)))
+    link = read_metalink(fetch_list(url, settings).looked.data or b"", url)
+    with Remote(link.mirrors[:MIRRORS], settings) as remote:
+        return plan(options, remote, progress)
 
 
 def version_of(versions: Sequence[Version], data: bytes) -> int | None:
@@ -83,7 +142,7 @@ def sync_versions(
             failure = failure or error
             continue
         if failure is not None:
-            progress.note("no mirror has the metalink's newest version yet", code="mirrors-behind")
+            progress.note("no mirror has the newest version of the metalink yet")
         return result
     assert failure is not None
     raise VerificationError(

@@ -60,6 +60,7 @@ _MORE: Mapping[str, Callable[[str], object]] = {
     "quiet": schema.flag,
     "plan": schema.flag,
     "rebuild": schema.flag,
+    "once": schema.flag,
     "recursive": Path,
     "as": str,
 }
@@ -126,6 +127,18 @@ def build_parser() -> argparse.ArgumentParser:
         "root", metavar="ROOT", nargs="?", type=Path, help="the folder whose files are served"
     )
     _settings(serve, "serve", leave_out=("root",))
+
+    follow = _command(commands, "follow", "keep repositories up to date with upstreams", _follow)
+    follow.add_argument(
+        "names", metavar="NAME", nargs="*", help="paths of repositories; all that have an upstream"
+    )
+    follow.add_argument(
+        "--once", action="store_true", help="look at each once, then end" + _variable("once")
+    )
+    follow.add_argument(
+        "-q", "--quiet", action="store_true", help="errors only" + _variable("quiet")
+    )
+    _settings(follow, "follow")
 
     for name, what, show in (
         ("snapshots", "the retained snapshots of a repository", _snapshots),
@@ -218,6 +231,8 @@ def _override(found: Settings, arguments: argparse.Namespace) -> Settings:
 
     if arguments.command == "publish":
         return dataclasses.replace(found, publish=over("publish", found.publish))
+    if arguments.command == "follow":
+        return dataclasses.replace(found, follow=over("follow", found.follow))
     if arguments.command == "serve":
         return dataclasses.replace(found, serve=over("serve", found.serve))
     return found
@@ -238,6 +253,12 @@ def _serve(arguments: argparse.Namespace, settings: Settings, reporter: Reporter
     return serve(settings)
 
 
+def _follow(arguments: argparse.Namespace, settings: Settings, reporter: Reporter) -> Exit:
+    from .follow_cli import command
+
+    return command(arguments, settings, reporter)
+
+
 def _snapshots(arguments: argparse.Namespace, settings: Settings, reporter: Reporter) -> Exit:
     from .inspect_cli import snapshots_command
 
@@ -255,7 +276,7 @@ def _config_check(arguments: argparse.Namespace, settings: Settings, reporter: R
         f"[[repo]] {repo.path!r}: {folder} is no folder"
         for repo in settings.repos
         for folder in (repo.root,)
-        if not folder.is_dir()
+        if not folder.is_dir() and repo.upstream is None  # follow makes it
     ]
     if settings.serve.root is not None and not settings.serve.root.is_dir():
         problems.append(f"[serve] root: {settings.serve.root} is no folder")

@@ -17,15 +17,21 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from tidings_chunkstore.backends.local import explain, write_atomically
-from tidings_chunkstore.errors import FormatError, InputError, NetworkError, TidingsError
+from tidings_chunkstore.errors import FormatError, InputError, NetworkError
 from tidings_chunkstore.layout import LAYOUTS
 from tidings_chunkstore.limits import LIMITS
 from tidings_chunkstore.types import parse_types
 from tidings_client.guard import Guard
 from tidings_client.job import Progress, Silent, SyncOptions, SyncResult
-from tidings_client.listed import fetch_list, sync_versions, version_of
+from tidings_client.listed import (
+    fetch_list,
+    read_metalink,
+    read_mirrorlist,
+    sync_versions,
+    version_of,
+)
 from tidings_client.local import Destination
-from tidings_client.metalink import MIRRORS, Metalink, parse_metalink, parse_mirrorlist
+from tidings_client.metalink import MIRRORS, Metalink
 from tidings_client.mirrors import base_url, shown
 from tidings_client.remote import Remote, RemoteSettings, Validators
 from tidings_client.stock import present
@@ -175,18 +181,11 @@ class _Look:
             return None, up.urls
         if up.metalink is not None:
             data = self._list(up.metalink)
-            try:
-                link = parse_metalink(data, up.metalink)
-            except FormatError as error:
-                raise _bad_list(up.metalink, error) from error
+            link = read_metalink(data, up.metalink)
             return link, link.mirrors[:MIRRORS]
         if up.mirrorlist is None:
             raise InputError(f"{self.source.path}: it has no upstream", code="usage")
-        data = self._list(up.mirrorlist)
-        try:
-            bases = parse_mirrorlist(data, up.mirrorlist)
-        except FormatError as error:
-            raise _bad_list(up.mirrorlist, error) from error
+        bases = read_mirrorlist(self._list(up.mirrorlist), up.mirrorlist)
         # Such lists are shuffled: the mirror of the last look first, that it may say "no news".
         again = [base for base in bases if _shown(base) == self.kept.base]
         return None, tuple(dict.fromkeys([*again, *bases]))[:MIRRORS]
@@ -321,17 +320,6 @@ def _question(source: Source) -> str:
             ) from error
     value = [_VERSION, source.path, up.urls, up.metalink, up.mirrorlist, up.types, key]
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-def _bad_list(url: str, error: FormatError) -> TidingsError:
-    return NetworkError(f"{shown_url(url)}: {error}", code="bad-list")
-
-
-def shown_url(text: str) -> str:
-    """A configured URL for people and logs: no credentials in it."""
-    from tidings_client.mirrors import web_url
-
-    return shown(web_url(text))
 
 
 def _shown(base: str) -> str:

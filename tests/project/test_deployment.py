@@ -39,7 +39,7 @@ def instructions(dockerfile: Path) -> list[tuple[str, str]]:
 
 
 def test_compose_has_the_services_of_a_whole_mirror() -> None:
-    assert set(SERVICES) == {"publish", "api", "nginx", "client"}
+    assert set(SERVICES) == {"publish", "follow", "api", "nginx", "client"}
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
@@ -74,7 +74,7 @@ def test_service_mounts_what_exists_where_its_command_looks(name: str) -> None:
         assert root[1] in targets
 
 
-@pytest.mark.parametrize("name", ["publish", "api", "client"])
+@pytest.mark.parametrize("name", ["publish", "follow", "api", "client"])
 def test_service_command_and_options_exist(name: str) -> None:
     service = SERVICES[name]
     command = [filled(word) for word in service["command"]]
