@@ -7,178 +7,41 @@ else is looked up in the states that are held, and what is no metadata is answer
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import os
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
 from pathlib import Path
 
-from tidings_chunkstore.errors import InputError, LocalError, TidingsError
+from tidings_chunkstore.errors import InputError, LocalError
 
 from .bundles import default_folder
-from .edge_rules import Do, Kind, archive, by_hash, decide, kind_of, location
-from .edge_states import Held, Problem, Status, View
+from .edge_rules import Kind, archive, by_hash, kind_of, location
+from .edge_states import Held, Status, View
+from .edge_upstream import Pool, Told, Upstream
 from .objects import Headers, Objects, Receive, Scope, Send, plain
-from .settings import PulledSettings, Settings
+from .settings import Settings
 from .site import split_path
 
 log = logging.getLogger("tidings.edge")
 
-_COLD = 25.0  # seconds a request waits when nothing is held: below the 30 that clients wait
-_WARM = 10.0  # seconds a look may take before what is held is given out
-_LONGEST = 3600.0  # seconds one look may take; what it fetched is kept for the next
-_AT_ONCE = 4  # looks at a time in one process
 _SOON = 5  # seconds, told to who was sent away while the first fetch goes on
-_SAID_MAX = 64 * 1024
-
-
-class Upstream:
-    """One pulled repository in one server process."""
-
-    def __init__(
-        self, settings: PulledSettings, held: Held, fresh: float, budget: int, pool: Pool
-    ) -> None:
-        self.path = settings.path
-        self.held = held
-        self.fresh = float(settings.upstream.every or fresh)
-        self._settings = settings
-        self._budget = budget
-        self._pool = pool
-        self._view = View()
-        self._reading = asyncio.Lock()
-        self._look: asyncio.Task[None] | None = None
-        self._started = 0.0
-        self._last = Status(settings.path)  # of this process: a full disk keeps no status
-
-    def base(self, view: View) -> str | None:
-        """The base URL that packages are redirected to; None where none is known yet."""
-        if view.status.upstream:
-            return view.status.upstream
-        return next(iter(self._settings.upstream.urls), None)
-
-    def likely_base(self) -> str | None:
-        """The same by what this process has seen: no I/O."""
-        return self.base(self._view)
-
-    async def view(self) -> View:
-        """What is held now. Raises LocalError."""
-        # A local file system answers from memory; a thread would cost 20 times as much.
-        if self.held.signature() == self._view.signature:
-            return self._view
-        async with self._reading:
-            if self.held.signature() != self._view.signature:
-                loop = asyncio.get_running_loop()
-                self._view = await loop.run_in_executor(
-                    self._pool.threads, self.held.view, self._view
-                )
-            return self._view
-
-    def status(self, view: View) -> Status:
-        """The last look, this process's own where it could not be written."""
-        own = self._last.looks
-        return self._last if own.checked > view.status.looks.checked else view.status
-
-    async def renewed(self) -> View:
-        """What is held after asking the upstream if that is due. Raises LocalError."""
-        view = await self.view()
-        held = view.current is not None
-        now = time.time()
-        if decide(self.status(view).looks, held, now, self.fresh) is not Do.FETCH:
-            return view
-        if self._look is None:
-            self._started = time.monotonic()
-            self._look = asyncio.ensure_future(self._run(now))
-            self._look.add_done_callback(self._done)
-        # With something in hand, all wait for the same moment; else each for its own.
-        patience = self._started + _WARM - time.monotonic() if held else _COLD
-        if patience > 0:
-            await asyncio.wait([self._look], timeout=patience)
-        return await self.view()
-
-    @property
-    def looking(self) -> bool:
-        """Whether the upstream is being asked right now."""
-        return self._look is not None
-
-    async def close(self) -> None:
-        """Stop what is under way; what it fetched is kept."""
-        if self._look is not None:
-            self._look.cancel()
-            await asyncio.gather(self._look, return_exceptions=True)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._look = None
-        if not task.cancelled() and task.exception() is not None:
-            log.error("%s: a look at the upstream failed", self.path, exc_info=task.exception())
-
-    async def _run(self, asked: float) -> None:
-        async with self._pool.slots:
-            before = self._last
-            try:
-                now = await self._worker(asked)
-                if now.error is not None and now.error.local:
-                    # A disk that takes nothing counts no failures.
-                    failures = max(now.looks.failures, before.looks.failures + 1)
-                    now = replace(now, looks=replace(now.looks, failures=failures))
-                self._last = now
-            except (OSError, ValueError, TimeoutError, TidingsError) as error:
-                # The upstream is left alone for a while, and requests are answered.
-                problem = Problem("worker", str(error) or type(error).__name__, local=True)
-                self._last = self.status(self._view).failed(time.time(), problem)
-        if self._last.error is not None:
-            log.warning("%s: %s", self.path, self._last.error.message)
-        elif before.error is not None:
-            log.info("%s: the upstream answers again", self.path)
-
-    async def _worker(self, asked: float) -> Status:
-        source = asdict(self._settings)
-        request = {
-            "folder": str(self.held.folder),
-            "path": self.path,
-            "asked": asked,
-            "budget": self._budget,
-            "source": source,
-        }
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-P", "-m", "tidings_server.edge_worker"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        )
-        try:
-            async with asyncio.timeout(_LONGEST):
-                # By standard input: a URL may have credentials, and arguments are for all to see.
-                said, _ = await process.communicate(json.dumps(request, default=str).encode())
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if process.returncode != 0:
-            raise LocalError(f"the fetch ended with {process.returncode}")
-        return Status.decode(said[:_SAID_MAX])
-
-
-class Pool:
-    """What the repositories of a process share."""
-
-    def __init__(self, threads: ThreadPoolExecutor) -> None:
-        self.threads = threads
-        self.slots = asyncio.Semaphore(_AT_ONCE)
 
 
 class Edge:
     """The pulled repositories of one server process."""
 
     def __init__(
-        self, settings: Settings, cache: Path, objects: Objects, threads: ThreadPoolExecutor
+        self,
+        settings: Settings,
+        cache: Path,
+        objects: Objects,
+        threads: ThreadPoolExecutor,
+        told: Told | None = None,
     ) -> None:
         """*cache*: the folder that what is fetched is kept in."""
-        pool = Pool(threads)
+        pool = Pool(threads, told)
+        self._told = told
         wanted = settings.serve
         budget = wanted.cache_size // max(1, len(settings.pulled))
         self._objects = objects
@@ -228,43 +91,47 @@ class Edge:
     async def _answer(
         self, upstream: Upstream, parts: Sequence[str], scope: Scope, receive: Receive, send: Send
     ) -> None:
-        rest = "/".join(parts)
-        kind = kind_of(rest)
-        if kind is Kind.STORE:
-            await plain(send, 404, b"an edge has no store\n")
-            return
         try:
-            if kind is Kind.PACKAGE:
-                view = await upstream.view()
-                base = upstream.base(view)
-                if base is not None:
-                    await _redirect(send, location(base, parts))
-                    return
-            client = scope["client"][0] if scope.get("client") else ""
-            view = await (upstream.renewed() if kind is Kind.MAIN else upstream.view())
-            found = self._look_up(upstream, view, rest, kind, client)
-            if found is None and kind is not Kind.MAIN:
-                # Named by a main file that is newer than ours, or we hold nothing yet.
-                view = await upstream.renewed()
-                found = self._look_up(upstream, view, rest, kind, client)
+            how = await self._answered(upstream, parts, scope, receive, send)
         except LocalError as error:
             log.error("%s: %s", upstream.path, error)
             await plain(send, 503, _local(error.code), [(b"retry-after", b"%d" % _SOON)])
-            return
+            how = "failed"
+        if self._told is not None:
+            self._told.edge(upstream.path, how)
+
+    async def _answered(
+        self, upstream: Upstream, parts: Sequence[str], scope: Scope, receive: Receive, send: Send
+    ) -> str:
+        """Answer, and say how. Raises LocalError before anything is sent."""
+        rest = "/".join(parts)
+        kind = kind_of(rest)
+        if kind is Kind.STORE:
+            return await _missing(send)
+        view = await upstream.view()
+        base = upstream.base(view)
+        if kind is Kind.PACKAGE and base is not None:
+            return await _redirect(send, location(base, parts))
+        client = scope["client"][0] if scope.get("client") else ""
+        if kind is Kind.MAIN:
+            view = await upstream.renewed()
+        found = self._look_up(upstream, view, rest, kind, client)
+        if found is None and kind is not Kind.MAIN:
+            # Named by a main file that is newer than ours, or we hold nothing yet.
+            view = await upstream.renewed()
+            found = self._look_up(upstream, view, rest, kind, client)
         status = upstream.status(view)
         if found is not None:
             warned = [] if kind is Kind.HASHED else _warning(upstream, status)
             if await self._objects.send_file(found, parts, scope, receive, send, warned):
-                return
+                return "stale" if warned else "fresh"
         base = upstream.base(view)
         if view.current is None and (kind is not Kind.PACKAGE or base is None):
-            await _nothing(send, upstream, status)
-            return
+            return await _nothing(send, upstream, status)
         if kind in (Kind.MAIN, Kind.BESIDE) or base is None:
             # Never from the upstream: it may have another state by now.
-            await plain(send, 404, b"not found\n")
-            return
-        await _redirect(send, location(base, parts))
+            return await _missing(send)
+        return await _redirect(send, location(base, parts))
 
     def _look_up(
         self, upstream: Upstream, view: View, rest: str, kind: Kind, client: str
@@ -283,18 +150,26 @@ class Edge:
         return state.find(rest) if state is not None else None
 
 
-def make_edge(settings: Settings, objects: Objects, threads: ThreadPoolExecutor) -> Edge | None:
+def make_edge(
+    settings: Settings, objects: Objects, threads: ThreadPoolExecutor, told: Told | None = None
+) -> Edge | None:
     """The edge that *settings* ask for, if any. Raises InputError."""
     if not settings.serve.pull_through:
         return None
     cache = settings.serve.cache or default_folder()
     if cache is None:
         raise InputError("pull-through needs a cache folder: name one by --cache", code="no-cache")
-    return Edge(settings, cache, objects, threads)
+    return Edge(settings, cache, objects, threads, told)
 
 
-async def _redirect(send: Send, to: str) -> None:
+async def _redirect(send: Send, to: str) -> str:
     await plain(send, 302, b"", [(b"location", to.encode()), (b"cache-control", b"no-store")])
+    return "redirect"
+
+
+async def _missing(send: Send) -> str:
+    await plain(send, 404, b"not found\n")
+    return "missing"
 
 
 def _warning(upstream: Upstream, status: Status) -> Headers:
@@ -306,20 +181,21 @@ def _warning(upstream: Upstream, status: Status) -> Headers:
     return [(b"age", b"%d" % status.looks.age(now)), (b"warning", text)]
 
 
-async def _nothing(send: Send, upstream: Upstream, status: Status) -> None:
+async def _nothing(send: Send, upstream: Upstream, status: Status) -> str:
     """Nothing is held."""
+    wait = max(1, min(60, round(status.looks.again() - time.time())))
     if upstream.looking or status.error is None:
-        text = f"{upstream.path} is being fetched from its upstream; try again\n"
-        await plain(send, 503, text.encode(), [(b"retry-after", b"%d" % _SOON)])
-        return
-    after = b"%d" % max(1, min(60, round(status.looks.again() - time.time())))
-    if status.error.local:
-        await plain(send, 503, _local(status.error.code), [(b"retry-after", after)])
-        return
-    slow = status.error.code == "timeout"
-    what = "does not answer" if slow else "gave no usable answer"
-    text = f"the upstream of {upstream.path} {what} ({status.error.code}); nothing is held yet\n"
-    await plain(send, 504 if slow else 502, text.encode(), [(b"retry-after", after)])
+        answer, text = 503, f"{upstream.path} is being fetched from its upstream; try again\n"
+        wait = _SOON
+    elif status.error.local:
+        answer, text = 503, _local(status.error.code).decode()
+    else:
+        slow = status.error.code == "timeout"
+        answer, what = (504, "does not answer") if slow else (502, "gave no usable answer")
+        code = status.error.code
+        text = f"the upstream of {upstream.path} {what} ({code}); nothing is held yet\n"
+    await plain(send, answer, text.encode(), [(b"retry-after", b"%d" % wait)])
+    return "failed"
 
 
 def _local(code: str) -> bytes:

@@ -1,8 +1,8 @@
 """One look at an upstream: started by ``edge`` with the request as JSON on standard input.
 
 A process of its own: rebuilding a large file takes seconds of a processor and a hundred megabytes,
-which the server's event loop and its memory never see, and it can be stopped. It ends with the
-status as JSON on standard output, so that the server knows how it went even where the disk took
+which the server's event loop and its memory never see, and it can be stopped. It ends with a
+``Looked`` on standard output, so that the server knows how it went even where the disk took
 nothing. The lock holds off other server processes' workers; who waited for it finds the look done.
 """
 
@@ -12,12 +12,12 @@ import fcntl
 import json
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tidings_chunkstore.backends.local import explain
-from tidings_chunkstore.errors import LocalError, TidingsError
+from tidings_chunkstore.errors import FormatError, LocalError, TidingsError
 
 from .edge_rules import Looks, public
 from .edge_states import Held, Problem, Status
@@ -26,39 +26,61 @@ if TYPE_CHECKING:
     from .upstream import Fetched
 
 
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """How a look went."""
+
+    status: Status
+    mine: bool = True  #: whether this process looked
+    received: int = 0  #: bytes of this look
+    full: int = 0  #: of the whole files that came of it
+
+    def encode(self) -> bytes:
+        """As one line."""
+        return b"%d %d %d %b" % (self.mine, self.received, self.full, self.status.encode())
+
+    @classmethod
+    def decode(cls, data: bytes) -> Looked:
+        """From what a worker said. Raises FormatError."""
+        try:
+            mine, received, full, status = data.split(b" ", 3)
+            return cls(Status.decode(status), mine == b"1", int(received), int(full))
+        except ValueError as error:
+            raise FormatError(f"not what a worker says: {error}") from error
+
+
 def main() -> int:
-    """Answer the request on standard input; the exit code is 0 whenever there is a status."""
+    """Answer the request on standard input; the exit code is 0 whenever there is an answer."""
     request = json.load(sys.stdin)
     held = Held(Path(request["folder"]), request["path"])
     try:
         held.folder.mkdir(parents=True, exist_ok=True)
         with held.lock.open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            status = look(held, request)
-    except OSError as error:
-        status = _after(held, request, explain(error, held.folder), 0.0)
-    except LocalError as error:
-        status = _after(held, request, error, 0.0)
-    sys.stdout.buffer.write(status.encode())
+            looked = look(held, request)
+    except (LocalError, OSError) as error:
+        looked = Looked(_after(held, request, error, 0.0))
+    sys.stdout.buffer.write(looked.encode())
     return 0
 
 
-def look(held: Held, request: dict[str, Any]) -> Status:
+def look(held: Held, request: dict[str, Any]) -> Looked:
     """Bring the states to what the upstream has; the caller holds the lock. Raises LocalError."""
     before = held.status()
     if before.looks.checked >= request["asked"]:
-        return before  # another process looked while we waited for the lock
+        return Looked(before, mine=False)  # another process did while this one waited
     started = time.monotonic()
     try:
         fetched = _fetch(held, request["source"])
         now = time.time()
         new = held.take_in(now)
-        status = _fine(before, fetched, new, now)
+        full = fetched.bytes_full if new else 0
+        looked = Looked(_fine(before, fetched, new, now), True, fetched.bytes_received, full)
     except (TidingsError, OSError, MemoryError) as error:
-        status = _after(held, request, error, time.monotonic() - started)
-    held.write_status(status)
+        looked = Looked(_after(held, request, error, time.monotonic() - started))
+    held.write_status(looked.status)
     held.prune(time.time(), request["budget"])
-    return status
+    return looked
 
 
 def _fetch(held: Held, source: dict[str, Any]) -> Fetched:

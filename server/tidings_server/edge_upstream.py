@@ -1,0 +1,189 @@
+"""One pulled repository in one server process: what is held, and one look at a time for more.
+
+Looks happen in processes of their own (``edge_worker``); a lock file
+makes it one at a time over all server processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from typing import Protocol
+
+from tidings_chunkstore.errors import LocalError, TidingsError
+
+from .edge_rules import Do, decide
+from .edge_states import Held, Problem, Status, View
+from .edge_worker import Looked
+from .settings import PulledSettings
+
+log = logging.getLogger("tidings.edge")
+
+_COLD = 25.0  # seconds a request waits when nothing is held: below the 30 that clients wait
+_WARM = 10.0  # seconds a look may take before what is held is given out
+_LONGEST = 3600.0  # seconds one look may take; what it fetched is kept for the next
+_AT_ONCE = 4  # looks at a time in one process
+_SAID_MAX = 64 * 1024
+
+
+class Told(Protocol):
+    """Who wants to know; ``metrics.Metrics`` is one."""
+
+    def upstream(
+        self, repository: str, *, good: bool, received: int, whole: int, seconds: float
+    ) -> None:
+        """A look ended: bytes received, and of the whole files that came of it."""
+
+    def edge(self, repository: str, state: str) -> None:
+        """A request was answered: ``fresh``, ``stale``, ``redirect``, ``missing``, ``failed``."""
+
+
+class Upstream:
+    """One pulled repository in one server process."""
+
+    def __init__(
+        self, settings: PulledSettings, held: Held, fresh: float, budget: int, pool: Pool
+    ) -> None:
+        self.path = settings.path
+        self.held = held
+        self.fresh = float(settings.upstream.every or fresh)
+        self._settings = settings
+        self._budget = budget
+        self._pool = pool
+        self._view = View()
+        self._reading = asyncio.Lock()
+        self._look: asyncio.Task[None] | None = None
+        self._started = 0.0
+        self._last = Status(settings.path)  # of this process: a full disk keeps no status
+
+    def base(self, view: View) -> str | None:
+        """The base URL that packages are redirected to; None where none is known yet."""
+        if view.status.upstream:
+            return view.status.upstream
+        return next(iter(self._settings.upstream.urls), None)
+
+    def likely_base(self) -> str | None:
+        """The same by what this process has seen: no I/O."""
+        return self.base(self._view)
+
+    async def view(self) -> View:
+        """What is held now. Raises LocalError."""
+        # A local file system answers from memory; a thread would cost 20 times as much.
+        if self.held.signature() == self._view.signature:
+            return self._view
+        async with self._reading:
+            if self.held.signature() != self._view.signature:
+                loop = asyncio.get_running_loop()
+                self._view = await loop.run_in_executor(
+                    self._pool.threads, self.held.view, self._view
+                )
+            return self._view
+
+    def status(self, view: View) -> Status:
+        """The last look, this process's own where it could not be written."""
+        own = self._last.looks
+        return self._last if own.checked > view.status.looks.checked else view.status
+
+    async def renewed(self) -> View:
+        """What is held after asking the upstream if that is due. Raises LocalError."""
+        view = await self.view()
+        held = view.current is not None
+        now = time.time()
+        if decide(self.status(view).looks, held, now, self.fresh) is not Do.FETCH:
+            return view
+        if self._look is None:
+            self._started = time.monotonic()
+            self._look = asyncio.ensure_future(self._run(now))
+            self._look.add_done_callback(self._done)
+        # With something in hand, all wait for the same moment; else each for its own.
+        patience = self._started + _WARM - time.monotonic() if held else _COLD
+        if patience > 0:
+            await asyncio.wait([self._look], timeout=patience)
+        return await self.view()
+
+    @property
+    def looking(self) -> bool:
+        """Whether the upstream is being asked right now."""
+        return self._look is not None
+
+    async def close(self) -> None:
+        """Stop what is under way; what it fetched is kept."""
+        if self._look is not None:
+            self._look.cancel()
+            await asyncio.gather(self._look, return_exceptions=True)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._look = None
+        if not task.cancelled() and task.exception() is not None:
+            log.error("%s: a look at the upstream failed", self.path, exc_info=task.exception())
+
+    async def _run(self, asked: float) -> None:
+        async with self._pool.slots:
+            before = self._last
+            try:
+                looked = await self._worker(asked)
+                now = looked.status
+                if now.error is not None and now.error.local:
+                    # A disk that takes nothing counts no failures.
+                    failures = max(now.looks.failures, before.looks.failures + 1)
+                    now = replace(now, looks=replace(now.looks, failures=failures))
+                self._last = now
+                if looked.mine and self._pool.told is not None:
+                    self._pool.told.upstream(
+                        self.path,
+                        good=now.error is None,
+                        received=looked.received,
+                        whole=looked.full,
+                        seconds=now.seconds,
+                    )
+            except (OSError, ValueError, TimeoutError, TidingsError) as error:
+                # The upstream is left alone for a while, and requests are answered.
+                problem = Problem("worker", str(error) or type(error).__name__, local=True)
+                self._last = self.status(self._view).failed(time.time(), problem)
+        if self._last.error is not None:
+            log.warning("%s: %s", self.path, self._last.error.message)
+        elif before.error is not None:
+            log.info("%s: the upstream answers again", self.path)
+
+    async def _worker(self, asked: float) -> Looked:
+        source = asdict(self._settings)
+        request = {
+            "folder": str(self.held.folder),
+            "path": self.path,
+            "asked": asked,
+            "budget": self._budget,
+            "source": source,
+        }
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-P", "-m", "tidings_server.edge_worker"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )
+        try:
+            async with asyncio.timeout(_LONGEST):
+                # By standard input: a URL may have credentials, and arguments are for all to see.
+                said, _ = await process.communicate(json.dumps(request, default=str).encode())
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if process.returncode != 0:
+            raise LocalError(f"the fetch ended with {process.returncode}")
+        return Looked.decode(said[:_SAID_MAX])
+
+
+class Pool:
+    """What the repositories of a process share."""
+
+    def __init__(self, threads: ThreadPoolExecutor, told: Told | None) -> None:
+        self.threads = threads
+        self.told = told
+        self.slots = asyncio.Semaphore(_AT_ONCE)
