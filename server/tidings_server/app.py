@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from . import casync_routes, logs, metrics, reconcile
+from . import casync_routes, logs, metrics, pages, reconcile
 from .api import Refused, Shared, router
 from .bundles import Bundles, default_folder
 from .edge import Edge, make_edge
@@ -28,8 +28,9 @@ caching headers and ranges, as a static host does (docs/protocol.md), and the ro
 """
 
 #: Paths of the application itself; a repository cannot have them.
-OWN = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json", metrics.PATH})
-OWN_BELOW = "/api/"
+OWN = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json", metrics.PATH})
+PAGES = frozenset({"/", "/docs"})  #: those of them that are for people
+OWN_BELOW = ("/api/", pages.BELOW)
 
 #: Told of each answered request: scope, status, bytes of the body, seconds, the body's beginning.
 Observer = Callable[[Scope, int, int, float, bytes], None]
@@ -89,6 +90,7 @@ def _api(shared: Shared, edge: Edge | None = None) -> FastAPI:
         if shared.metrics is not None:
             shared.metrics.start()
         yield
+        shown.close()
         if edge is not None:
             await edge.close()
         if shared.bundles is not None:
@@ -102,11 +104,15 @@ def _api(shared: Shared, edge: Edge | None = None) -> FastAPI:
         version=_version(),
         description=_DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,  # its page loads scripts of another host; pages has one of our own
         redoc_url=None,
         redirect_slashes=False,
     )
     api.state.shared = shared
     api.include_router(router)
+    shown = pages.Pages(shared, api.openapi, _version())
+    if shared.settings.serve.pages:
+        api.include_router(pages.make_router(shown))
     if shared.bundles is not None and shared.settings.serve.reconcile:
         api.include_router(reconcile.make_router(reconcile.Reconciler(shared.bundles)))
     if shared.bundles is not None and shared.settings.serve.casync:
@@ -216,7 +222,8 @@ class Front:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
         if path in OWN or path.startswith(OWN_BELOW):
-            scope["tidings.route"] = "api"
+            people = path in PAGES or path.startswith(pages.BELOW)
+            scope["tidings.route"] = "page" if people else "api"
             await self.api(scope, receive, send)
             return
         raw: bytes = scope["raw_path"]

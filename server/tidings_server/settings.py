@@ -165,6 +165,7 @@ class ServeSettings:
     bundle_queue: int = 8
     reconcile: bool = False
     casync: bool = True
+    pages: bool = True
     access_log: bool = False
     metrics: str = "local"
     pull_through: bool = False
@@ -282,6 +283,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(("serve",), "bundle_queue", _whole(0, 1024), "bundles in the making; 0 makes none"),
     Setting(("serve",), "reconcile", flag, "deltas also against bases that are not retained"),
     Setting(("serve",), "casync", flag, "indexes and chunks for casync and desync, on request"),
+    Setting(("serve",), "pages", flag, "web pages for people at / and /docs"),
     Setting(("serve",), "access_log", flag, "one line for each request on stderr"),
     Setting(("serve",), "metrics", _metrics, "who may read /metrics: off, local or all"),
     Setting(("serve",), "pull_through", flag, "fetch repositories with an upstream on request"),
