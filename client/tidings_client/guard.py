@@ -123,7 +123,8 @@ class Guard:
     _kinds: frozenset[str] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self._own = frozenset(_name(httpx.URL(url).host) for url in self.urls)
+        # Connections name a host as it goes over the wire, which for IDN is not as it is written.
+        self._own = frozenset(_name(httpx.URL(url).raw_host.decode("ascii")) for url in self.urls)
 
     def addresses(self, host: str) -> Sequence[str] | None:
         """Where to connect to for *host*: addresses to try in order; None: any that it has.

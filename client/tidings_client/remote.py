@@ -159,8 +159,8 @@ class Remote:
 
     @property
     def answered(self) -> str:
-        """The base URL of the mirror that answered last, without credentials."""
-        return str(self._last)
+        """The base URL of the mirror that answered last, with a slash and without credentials."""
+        return str(self._last).rstrip("/") + "/"
 
     @property
     def bytes_received(self) -> int:
@@ -500,6 +500,7 @@ class Remote:
                     self._tell_failover(failures, mirror)
                     return found
                 except (FormatError, VerificationError) as error:
+                    mirror.penalty += 1  # what it has is old or damaged: asked last from now on
                     out.add(mirror.index)
                     errors.append(error)
                     failures[mirror.index] = error
@@ -615,7 +616,7 @@ class Remote:
             )
             if settings.guard is not None:
                 try:
-                    settings.guard.check_name(url.host)
+                    settings.guard.check_name(url.raw_host.decode("ascii"))
                 except NetworkError as error:
                     raise Failed(error) from error
             with self._lock:

@@ -323,7 +323,8 @@ def _question(source: Source) -> str:
 
 
 def _shown(base: str) -> str:
-    return shown(base_url(base))
+    """A base URL as ``Remote.answered`` tells it."""
+    return shown(base_url(base)).rstrip("/") + "/"
 
 
 # -- memory ----------------------------------------------------------------------------------------
