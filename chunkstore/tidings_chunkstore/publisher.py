@@ -105,7 +105,9 @@ def publish(
     if quick is not None:
         return Report(False, quick.serial, len(quick.states), time.monotonic() - started)
     tree = read_tree(root, layout, follow=options.follow)
-    with backend.lock():
+    with backend.lock() as waited:
+        if waited:  # the tree may have gone on meanwhile
+            tree = read_tree(root, layout, follow=options.follow)
         return _Publish(tree, store, backend, options, progress, started).run()
 
 
@@ -510,6 +512,8 @@ def _read(path: Path, size: int, expected: FileId) -> bytes:
     try:
         with path.open("rb") as file:
             data = file.read(size + 1)
+    except FileNotFoundError as error:
+        raise UnsettledError(f"{path} went while it was published", code="moving") from error
     except OSError as error:
         raise LocalError(f"{path}: {error.strerror}") from error
     if hashlib.sha256(data).digest() != expected:

@@ -16,6 +16,7 @@ from tidings_client.exits import Exit
 
 from . import logs
 from .app import Front, make_app
+from .orphans import end_with_parent
 from .metrics_store import forget_dead, values_folder
 from .settings import ServeSettings, Settings
 
@@ -78,6 +79,7 @@ def serve(settings: Settings) -> Exit:
 def worker_app(settings: Settings) -> Front:
     """The application in each process."""
     logs.set_up()
+    end_with_parent()
     return make_app(settings)
 
 
