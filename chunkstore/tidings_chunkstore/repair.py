@@ -100,8 +100,11 @@ def repair(
     if root is not None:
         keep = max((options or publisher.Options()).keep, len(now.states) + 1 if now else 1)
         wanted = publisher.Options(keep=keep, rebuild=now is None)
-        made = publisher.publish(root, backend, wanted, progress)
-        report.published = made if made.changed else None
+        try:
+            made = publisher.publish(root, backend, wanted, progress)
+            report.published = made if made.changed else None
+        except InputError as error:  # it changes as we read it: the next publish takes it in
+            report.unpublished = str(error)
         with backend.lock():
             work.condemn()
     report.after = check(backend, progress=progress)
@@ -265,10 +268,17 @@ class _Repair:
         """The published files' contents, with their tracks."""
         if self.root is None:
             return []
-        tree = read_tree(self.root, None)
+        try:
+            tree = read_tree(self.root, None)
+        except InputError as error:  # it was good a moment ago: it is being replaced
+            self.report.unpublished = str(error)
+            return []
         found = [(main.data, main.file.track) for main in tree.mains]
         for entry in tree.files:
-            data = entry.source.read_bytes()
+            try:
+                data = entry.source.read_bytes()
+            except OSError:
+                continue  # replaced meanwhile
             codec = codec_of(entry.file.path, data[:16])
             try:
                 opened = b"".join(open_stream(io.BytesIO(data), codec, limit=LIMITS.content))

@@ -77,12 +77,12 @@ _OPTIONS: Mapping[str, tuple[tuple[str, Callable[[str], Any], str, str], ...]] =
     "gc": (
         ("keep", _whole, "N", "retain so many snapshots; else what the head has"),
         ("keep-days", _whole, "DAYS", "and none older than so many days"),
-        ("grace", seconds, "TIME", "keep unneeded packs for so long: 24h, 7d, 0; 24h"),
+        ("grace", seconds, "TIME", "keep unneeded packs for so long, as 24h, 7d or 0 (24h)"),
         (
             "max-rewrite",
             size,
             "BYTES",
-            "rewrite mostly unneeded packs up to so much; 0: never; 64M",
+            "rewrite mostly unneeded packs up to so much; 0: never (64M)",
         ),
         ("plan", _flag, "", "say what would be done, do nothing"),
     ),
@@ -204,9 +204,9 @@ def _each(
 
 
 def _backend(job: Job) -> LocalBackend:
-    from tidings_chunkstore.backends.local import LocalBackend
+    from .publish import backend_of
 
-    return LocalBackend(job.store)
+    return backend_of(job)
 
 
 # -- gc --------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ FOLDER = "tidings"  #: the store's folder beside a repository's metadata
 EVERYWHERE = frozenset({"zlib", "liblzma", "bzip2", "gzip-1", "zstd-1.5.6", "zstd-1.5.7"})
 
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds between two looks at an unsettled tree
+_LOCK_PATIENCE = 60.0  # seconds for another publish, gc or repair of the same store to end
 _DAY = 86400
 
 Sleep = Callable[[float], None]
@@ -50,7 +51,6 @@ class Job:
     options: Options
 
 
-@dataclass(frozen=True, slots=True)
 def advised(error: Exception, job: Job) -> Exception:
     """*error*; where it says that the store is damaged, with the commands that help."""
     if not isinstance(error, StoreError) or "tidings-mirror" in str(error):
@@ -66,6 +66,7 @@ def advised(error: Exception, job: Job) -> Exception:
     )
 
 
+@dataclass(frozen=True, slots=True)
 class Change:
     """A file that a publish would take in. *size* in bytes."""
 
@@ -217,12 +218,17 @@ def run(
         yield Outcome(job, error=error, waited=time.monotonic() - started)
 
 
+def backend_of(job: Job) -> LocalBackend:
+    """The job's store, for a command that changes it: it waits for another one to end."""
+    return LocalBackend(job.store, _LOCK_PATIENCE)
+
+
 def _once(job: Job, plan_only: bool, progress: Callable[[Job, str], None]) -> Outcome:
     try:
         if plan_only:
             return Outcome(job, plan=plan(job))
         report = publisher.publish(
-            job.root, LocalBackend(job.store), job.options, lambda text: progress(job, text)
+            job.root, backend_of(job), job.options, lambda text: progress(job, text)
         )
     except TidingsError as error:
         return Outcome(job, error=error)

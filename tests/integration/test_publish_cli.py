@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from support.repos import DAY, START, apt, evolve, packages, rpm_md
+from tidings_server import cli, publish
 
 FEW = packages(40)
 
@@ -252,10 +253,18 @@ def test_a_publish_waits_for_another_one(
     command = [sys.executable, "-m", "tidings_server.cli", "publish", str(repo)]
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        assert events("publish", repo, code=9)[-1]["error"]["code"] == "locked"
+        monkeypatch.setattr(publish, "_LOCK_PATIENCE", 0.1)
+        assert cli.main(["publish", "--json", str(repo)]) == 9
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["error"]["code"] == "locked"
+        with subprocess.Popen(command) as process:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(1.5)
+            assert not (repo / "tidings" / "head.json").exists()
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            assert process.wait(60) == 0
     finally:
         os.close(descriptor)
-    run("publish", repo)
+    assert (repo / "tidings" / "head.json").is_file()
 
 
 def test_quiet_says_nothing_of_success(repo: Path) -> None:
@@ -265,7 +274,7 @@ def test_quiet_says_nothing_of_success(repo: Path) -> None:
 
 
 def test_a_damaged_store(repo: Path) -> None:
-    assert (repo / "tidings" / "head.json").is_file()
+    run("publish", repo)
     head = repo / "tidings" / "head.json"
     data = head.read_bytes()
     head.write_bytes(data[:-50])
@@ -274,6 +283,8 @@ def test_a_damaged_store(repo: Path) -> None:
     for arguments, code in (([repo], 8), (["--recursive", repo.parent], 3)):
         told = run("publish", *arguments, code=code).stderr
         assert str(repo) in told  # or the operator of many has to search
+        assert "tidings-mirror check" in told
+        assert "tidings-mirror repair" in told
     run("snapshots", repo, code=8)
     assert listing(repo) == before
     head.write_bytes(data)
@@ -282,8 +293,6 @@ def test_a_damaged_store(repo: Path) -> None:
     run("publish", repo, code=8)
     assert events("publish", "--rebuild", repo)[-1]["serial"] == 2
 
-        assert "tidings-mirror check" in told
-        assert "tidings-mirror repair" in told
 
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write")
 def test_a_read_only_tree(repo: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from support.stores import DyingBackend, History, KilledError, PackFolder, assert_whole
-from tidings_chunkstore import gc
+from tidings_chunkstore import gc, layout
+from tidings_chunkstore import repair as repairing
 from tidings_chunkstore.backends.base import HEAD_NAME
 from tidings_chunkstore.check import check
 from tidings_chunkstore.errors import InputError
@@ -157,3 +159,30 @@ def test_published_files_that_do_not_fit_are_of_no_use(history: History) -> None
     report = repair(history.backend, root=history.root)
     assert "primary" in report.unpublished
     assert report.published is None
+
+
+@pytest.mark.parametrize("reading", [2, 3])
+def test_published_files_that_go_meanwhile_are_no_failure(
+    history: History, monkeypatch: pytest.MonkeyPatch, reading: int
+) -> None:
+    """createrepo_c replaces the tree between two looks at it: what is left of it is used."""
+    middle = str(history.head().states[1].pack)
+    history.flip(middle, 40)
+    looks = 0
+
+    def look(*arguments: Any, **options: Any) -> layout.TreeListing:
+        nonlocal looks
+        looks += 1
+        if looks == reading:  # a file that its repomd.xml names is not there any more
+            next((history.root / "repodata").glob("*primary*")).unlink()
+        found = layout.read_tree(*arguments, **options)
+        if looks == reading - 1:
+            next((history.root / "repodata").glob("*comps.xml")).unlink()
+        return found
+
+    monkeypatch.setattr(repairing, "read_tree", look)
+    report = repair(history.backend, root=history.root)
+    assert report.whole
+    assert report.unpublished
+    assert report.condemned == [middle]
+    assert_whole(history.store)

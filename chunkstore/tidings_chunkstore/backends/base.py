@@ -41,5 +41,8 @@ class Writable(Readable, Protocol):
 class Locked(Protocol):
     """Holds off other writers."""
 
-    def lock(self) -> AbstractContextManager[None]:
-        """Raises LockedError at once when another process holds it."""
+    def lock(self) -> AbstractContextManager[bool]:
+        """Gives whether it had to be waited for.
+
+        Raises LockedError when another process holds it, and goes on to.
+        """

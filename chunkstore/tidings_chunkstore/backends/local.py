@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..errors import LocalError, LockedError, StoreError
 from .base import HEAD_NAME
 
 _TEMPORARY = ".tmp-"
+_PAUSE = 0.05  # seconds between two looks at a lock that another process holds
 
 
 def explain(error: OSError, path: Path | str) -> LocalError:
@@ -76,10 +78,14 @@ def write_atomically(
 
 
 class LocalBackend:
-    """A store in one folder (``.../tidings``)."""
+    """A store in one folder (``.../tidings``).
 
-    def __init__(self, folder: Path) -> None:
+    *patience*: seconds that ``lock`` waits for another process.
+    """
+
+    def __init__(self, folder: Path, patience: float = 0.0) -> None:
         self.folder = folder
+        self.patience = patience
 
     def names(self) -> list[str]:
         """See Readable."""
@@ -148,22 +154,31 @@ class LocalBackend:
         return left
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """See Locked. Makes the folder where it is missing."""
+    def lock(self) -> Iterator[bool]:
+        """See Locked. Makes the folder where it is missing. Says whether it had to wait."""
         try:
             self._make_folder()
             descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise explain(error, self.folder) from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise LockedError(f"another process is publishing to {self.folder}") from error
-        try:
-            yield
+            yield self._wait_for(descriptor)
         finally:
             os.close(descriptor)
+
+    def _wait_for(self, descriptor: int) -> bool:
+        deadline = time.monotonic() + self.patience
+        waited = False
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() >= deadline:
+                    raise LockedError(f"another process is at work on {self.folder}") from error
+            else:
+                return waited
+            waited = True
+            time.sleep(_PAUSE)
 
     def _make_folder(self) -> None:
         missing = []
