@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from . import version
+
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"", "0", "false", "no", "off"})
 
@@ -112,6 +114,26 @@ def _from_environment(option: Option, text: str) -> Any:
     if option.choices and text not in option.choices:
         raise ValueError(text)
     return option.parse(text)
+
+
+class ShowVersion(argparse.Action):
+    """``--version``: looked up only when it is asked for."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        """Print it and end."""
+        print(f"{parser.prog} {version()}")
+        parser.exit()
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Give *parser* a ``--version``."""
+    parser.add_argument("--version", action=ShowVersion, nargs=0, help="print the version and exit")
 
 
 def seconds(text: str) -> float:

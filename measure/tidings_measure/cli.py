@@ -15,7 +15,7 @@ from tidings_chunkstore.errors import InputError, LocalError
 from tidings_chunkstore.types import parse_types
 from tidings_client.cli import run as run_command
 from tidings_client.exits import Exit, help_text
-from tidings_client.options import Kind, Option, add, resolve
+from tidings_client.options import Kind, Option, add, add_version, resolve
 from tidings_client.progress import Reporter, size_text
 
 from .link import Link
@@ -134,6 +134,7 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
             nargs="?",
             help="a folder of consecutive publishes",
         )
+        add_version(parser)
         parser.add_argument("--list-tools", action="store_true", help="list the tools and exit")
     add(parser, COMMANDS[command])
     return parser

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from tidings_chunkstore.errors import InputError
+from tidings_chunkstore.limits import GIB
 from tidings_client.cli import run
 from tidings_client.exits import Exit, help_text
+from tidings_client.options import add_version
 from tidings_client.progress import Reporter
 
-from . import health
+from . import health, runfile
 from . import settings as schema
 from .settings import ENVIRONMENT, ConfigError, Setting, Settings
 
@@ -30,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _from_environment(arguments, os.environ)
     except ValueError as error:
         parser.error(str(error))
-    reporter = Reporter(as_json=arguments.json, quiet=getattr(arguments, "quiet", False))
+    file = _metrics_file(arguments, os.environ)
+    make = Reporter if file is None else runfile.Recorder
+    reporter = make(as_json=arguments.json, quiet=getattr(arguments, "quiet", False))
 
     def work() -> int:
         try:
@@ -42,7 +46,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             reporter.close()
 
-    return int(run(work, reporter))
+    code = int(run(work, reporter))
+    if file is not None and isinstance(reporter, runfile.Recorder):
+        try:
+            runfile.write(file, arguments.command, reporter, code)
+        except OSError as error:
+            print(f"error: {file}: {error.strerror}", file=sys.stderr)
+            return code or Exit.LOCAL
+    return code
+
+
+def _metrics_file(
+    arguments: argparse.Namespace, environment: Mapping[str, str]
+) -> Path | None:
+    """Where this run's metrics go. Each command has its own variable: each has its own file."""
+    if arguments.command not in runfile.COMMANDS:
+        return None
+    said = arguments.metrics_file or environment.get(_metrics_variable(arguments.command))
+    return Path(said) if said else None
+
+
+def _metrics_variable(command: str) -> str:
+    return f"{ENVIRONMENT}{command.upper()}_METRICS"
 
 
 def _config_error(reporter: Reporter, error: ConfigError) -> Exit:
@@ -93,6 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=help_text(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True)
 
     publish = _command(commands, "publish", "publish repositories' metadata", _publish)
@@ -164,6 +190,13 @@ def build_parser() -> argparse.ArgumentParser:
     _command(parts, "check", "check the settings, a line for each mistake", _config_check)
 
     health.add_commands(commands, _command)
+    for name in set(runfile.COMMANDS) & set(commands.choices):
+        commands.choices[name].add_argument(
+            "--metrics",
+            dest="metrics_file",
+            metavar="FILE",
+            help=f"leave metrics of this run in FILE, for node_exporter [{_metrics_variable(name)}]",
+        )
     return parser
 
 
@@ -193,19 +226,58 @@ def _command(
     return parser
 
 
+#: What stands for the value of a setting in ``--help``; else its name.
+_METAVARS: Mapping[str, str] = {
+    "keep": "N",
+    "keep_days": "DAYS",
+    "direct": "N",
+    "retry": "SECONDS",
+    "layout": "rpm-md|apt",
+    "store": "FOLDER",
+    "follow": "FOLDERS",
+    "host": "ADDRESS",
+    "workers": "N",
+    "connections": "N",
+    "patience": "SECONDS",
+    "memory": "SIZE",
+    "cache": "FOLDER",
+    "cache_size": "SIZE",
+    "bundle_queue": "N",
+    "metrics": "off|local|all",
+    "fresh": "SECONDS",
+    "state": "FOLDER",
+    "every": "SECONDS",
+    "parallel": "N",
+}
+
+
+def _default_text(name: str, value: object) -> str:
+    """The default in brackets; nothing where the text says what holds."""
+    if value is None or value == ():
+        return ""
+    if isinstance(value, bool):
+        return " (on)" if value else " (off)"
+    if isinstance(value, int) and _METAVARS.get(name) == "SIZE":
+        return f" ({value >> 30}G)" if value % GIB == 0 else f" ({value >> 20}M)"
+    return f" ({value})"
+
+
 def _settings(parser: argparse.ArgumentParser, table: str, leave_out: Sequence[str] = ()) -> None:
     """An option for each setting of *table*."""
     for name, setting in schema.rows(table).items():
         if name in leave_out:
             continue
         option = "--" + name.replace("_", "-")
-        text = f"{setting.what} [{setting.environment}]".replace("%", "%%")
+        default = _default_text(name, getattr(getattr(Settings(), table), name))
+        text = f"{setting.what}{default} [{setting.environment}]".replace("%", "%%")
         if setting.read is schema.rows("serve")["access_log"].read:
             parser.add_argument(
                 option, action=argparse.BooleanOptionalAction, default=None, help=text
             )
         else:
-            parser.add_argument(option, metavar="VALUE", type=_typed(setting), help=text)
+            parser.add_argument(
+                option, metavar=_METAVARS.get(name, name.upper()), type=_typed(setting), help=text
+            )
 
 
 def _typed(setting: Setting) -> Callable[[str], object]:

@@ -342,7 +342,7 @@ def _read(file: Path) -> dict[str, object]:
         with file.open("rb") as source:
             data = source.read(_FILE_MAX + 1)
     except OSError as error:
-        raise LocalError(f"{file}: {error.strerror}") from error
+        raise LocalError(f"{file}: {error.strerror}", code="unreadable") from error
     if len(data) > _FILE_MAX:
         raise ConfigError([f"{file}: larger than {_FILE_MAX} bytes"])
     try:
@@ -350,6 +350,8 @@ def _read(file: Path) -> dict[str, object]:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError([f"{file}: not TOML: {error}"]) from error
 
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise ConfigError([f"{file}: no such settings file"]) from error
 
 def _table(value: object, name: str, problems: list[str], where: str = "") -> dict[str, Any]:
     where = where or f"[{name}]"

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tidings_chunkstore.errors import LocalError
 from tidings_server import settings
 from tidings_server.settings import (
     ConfigError,
@@ -74,8 +73,9 @@ def test_the_file_may_be_named_by_the_environment(tmp_path: Path) -> None:
     file = tmp_path / "other.toml"
     file.write_text("[publish]\nkeep = 3")
     assert settings.load(None, {"TIDINGS_MIRROR_CONFIG": str(file)}).publish.keep == 3
-    with pytest.raises(LocalError):
-        settings.load(tmp_path / "none.toml", {})
+    for missing in (tmp_path / "none.toml", tmp_path, file / "below"):
+        with pytest.raises(ConfigError, match="no such settings file"):
+            settings.load(missing, {})
 
 
 def test_each_mistake_has_its_line(tmp_path: Path) -> None:
