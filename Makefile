@@ -67,9 +67,9 @@ bench-peers: venv ## bytes and requests beside casync, zchunk and rsync, in one 
 	@scripts/system-packages
 	@scripts/run-benches peers $(ARGS)
 
-soak: venv ## hours of publishes and syncs with faults; ARGS="-k ..." picks
+soak: venv ## 10 minutes of everything at once, with kills and damage; ARGS="--minutes 1 --seed 2"
 	@scripts/system-packages
-	TIDINGS_SOAK=1 $(PY) -m pytest -m slow -k soak $(ARGS)
+	PYTHONPATH=tests $(PY) -m soak.soak --minutes 10 --report soak.json $(ARGS)
 
 lock: ## pin the dependencies anew; ARGS="--upgrade" or package names to move them
 	scripts/lock $(ARGS)

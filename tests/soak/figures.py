@@ -219,8 +219,9 @@ def markdown(report: dict[str, object]) -> str:
         lines.append(f"| {kind} | {runs[kind]} | {ends} | {get['kills'].get(kind, 0)} | {times} |")
     for kind, count in get["kills"].items():
         if kind not in get["codes"]:
-            times = _line(get["seconds_by_kind"].get(f"{kind} back", {}), "")
-            lines.append(f"| {kind} | | | {count} | back after {times} |")
+            back = get["seconds_by_kind"].get(f"{kind} back")
+            how = f"back after {_line(back, '')}" if back else "back by its supervisor"
+            lines.append(f"| {kind} | | | {count} | {how} |")
     flips, sums = get["flips"], get["bytes"]
     saved = f" ({sums['received'] / sums['full']:.1%})" if sums["full"] else ""
     lines += [
@@ -229,7 +230,7 @@ def markdown(report: dict[str, object]) -> str:
         "|---|---|",
         f"| routes of syncs | {', '.join(f'{k} {v}' for k, v in get['routes'].items())} |",
         f"| fallbacks | {', '.join(f'{k} {v}' for k, v in get['fallbacks'].items()) or 'none'} |",
-        f"| failures of syncs | {', '.join(f'{k} {v}' for k, v in get['failures'].items())} |",
+        f"| failures of syncs | {', '.join(f'{k} {v}' for k, v in get['failures'].items()) or 'none'} |",
         f"| bytes received, of those published | {sums['received']:,} of {sums['full']:,}{saved} |",
         f"| versions behind after a sync | {_line(get['versions_behind'], '')} |",
         f"| a client without success | {_line(get['outages'])} |",

@@ -303,7 +303,7 @@ class Soak:
     def _judge(self, ran: Ran, report: Mapping[str, object]) -> None:
         """Whether this check, begun after the flip, saw it."""
         flip = self._flip
-        if flip is None or ran.started < self._started + flip.at:
+        if flip is None:
             return
         findings: list[dict[str, str]] = report["findings"]  # type: ignore[assignment]
         codes = tuple(
@@ -315,7 +315,7 @@ class Soak:
         )
         if codes and flip.found is None:
             flip.found, flip.codes = self.now(), codes
-        elif not findings:
+        elif not findings and ran.started > self._started + flip.at:
             if self._still_flipped(flip):
                 self.tally.error(f"check did not find the flip of {flip.to_json()}")
             self._mended(flip, "publish" if flip.name == _HEAD else "gc")
@@ -583,6 +583,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--flip-every", type=float, default=60.0, metavar="SECONDS")
+    parser.add_argument("--kill-every", type=float, default=10.0, metavar="SECONDS")
     parser.add_argument("--report", type=Path, metavar="FILE", help="JSON; a .md beside it")
     parser.add_argument("--folder", type=Path, help="work there and leave it")
     chosen = parser.parse_args(argv)
@@ -591,6 +592,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         clients=chosen.clients,
         seed=chosen.seed,
         flip_every=chosen.flip_every,
+        kill_every=chosen.kill_every,
     )
     folder = chosen.folder or Path(tempfile.mkdtemp(prefix="tidings-soak-"))
     try:
