@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 import yaml
 
 from support.commands import check_command
-from support.servers import Servers, free_port
+from support.fronts import Apache
+from support.servers import Misbehaving, Servers, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -21,6 +23,7 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 UNITS = sorted((ROOT / "packaging/systemd").glob("*.service"))
 NGINX = (ROOT / "packaging/nginx/tidings.conf").read_text()
+APACHE = (ROOT / "packaging/apache/tidings.conf").read_text()
 
 
 def filled(text: str) -> str:
@@ -143,23 +146,49 @@ def test_publish_loop_is_a_program() -> None:
     assert loop.stat().st_mode & 0o111
 
 
-@pytest.mark.tools
-def test_nginx_serves_the_tree_and_passes_the_rest_on(tmp_path: Path, servers: Servers) -> None:
-    repo = tmp_path / "mirror" / "r"
+def a_tree(root: Path) -> Path:
+    """A repository that any user can read."""
+    repo = root / "mirror" / "r"
     (repo / "tidings").mkdir(parents=True)
     (repo / "repodata").mkdir()
     (repo / "tidings/000001-ab.pack").write_bytes(b"p" * 5000)
     (repo / "tidings/head.json").write_bytes(b"{}")
     (repo / "repodata/repomd.xml").write_bytes(b"<repomd/>")
+    return root / "mirror"
+
+
+@pytest.mark.tools
+def test_nginx_serves_the_tree_and_passes_the_rest_on(tmp_path: Path, servers: Servers) -> None:
+    root = a_tree(tmp_path)
     api = servers.misbehaving(tmp_path / "nothing")
-    api.answer(lambda seen: (200, f"api {seen.method} {seen.path}".encode()))
     port = free_port()
     text = NGINX.replace("listen 8000;", f"listen 127.0.0.1:{port};")
-    text = text.replace("api:8080", f"127.0.0.1:{api.port}")
-    text = text.replace("/srv/mirror", str(tmp_path / "mirror"))
+    text = text.replace("api:8080", f"127.0.0.1:{api.port}").replace("/srv/mirror", str(root))
     servers.nginx(tmp_path, http="gzip on; gzip_types *; gzip_min_length 1;" + text)
-    base = f"http://127.0.0.1:{port}/r"
+    check_front(f"http://127.0.0.1:{port}", api)
 
+
+@pytest.mark.tools
+def test_apache_serves_the_tree_and_passes_the_rest_on(tmp_path: Path, servers: Servers) -> None:
+    with tempfile.TemporaryDirectory(prefix="tidings-apache-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # Apache reads as a user of its own
+        root = a_tree(folder)
+        api = servers.misbehaving(tmp_path / "nothing")
+        port, inner = free_port(), free_port()
+        text = APACHE.replace("VirtualHost *:8000", f"VirtualHost 127.0.0.1:{port}")
+        text = text.replace("127.0.0.1:8001", f"127.0.0.1:{inner}")
+        text = text.replace("127.0.0.1:8080", f"127.0.0.1:{api.port}")
+        text = text.replace("/srv/mirror", str(root))
+        text = "SetOutputFilter DEFLATE\n" + text
+        with Apache.start(folder / "apache", port, text) as apache:
+            check_front(apache.url, api)
+
+
+def check_front(url: str, api: Misbehaving) -> None:
+    """What a web server in front of *api* does with ``a_tree``."""
+    api.answer(lambda seen: (200, f"api {seen.method} {seen.path}".encode()))
+    base = f"{url}/r"
     pack = httpx.get(f"{base}/tidings/000001-ab.pack", headers={"Range": "bytes=10-19"})
     assert (pack.status_code, pack.content) == (206, b"p" * 10)
     assert "immutable" in pack.headers["cache-control"]
@@ -175,8 +204,11 @@ def test_nginx_serves_the_tree_and_passes_the_rest_on(tmp_path: Path, servers: S
     head = f"{base}/tidings/head.json"
     assert httpx.get(head).content == b"api GET /r/tidings/head.json"
     api.answer(lambda seen: (503, b"down"))
+    httpx.get(head)  # Apache learns by one such answer where not to ask; clients ask twice
     file = httpx.get(head)
     assert (file.content, file.headers["content-type"]) == (b"{}", "application/json")
     assert "no-cache" in file.headers["cache-control"]
     again = httpx.get(head, headers={"If-None-Match": file.headers["etag"]})
     assert again.status_code == 304
+    # What was not there is not there, whoever says so.
+    assert httpx.get(f"{base}/..%2f..%2fetc/passwd").content[:4] != b"root"

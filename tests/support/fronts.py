@@ -1,4 +1,4 @@
-"""What networks put in front of servers: a terminator of TLS (nginx), a forward proxy (squid)."""
+"""What stands in front of servers: a terminator of TLS (nginx), a forward proxy (squid), Apache."""
 
 from __future__ import annotations
 
@@ -33,6 +33,27 @@ http_access allow all
 pinger_enable off
 netdb_filename none
 """
+
+_APACHE = """
+ServerRoot {folder}
+PidFile {folder}/httpd.pid
+ServerName {host}
+DefaultRuntimeDir {folder}
+Mutex file:{folder} default
+Listen {host}:{port}
+{modules}
+TypesConfig /dev/null
+ErrorLog {folder}/error.log
+LogFormat "%m %U %>s %B" counted
+CustomLog {folder}/access.log counted
+StartServers 1
+{user}
+{text}
+"""
+_APACHE_MODULES = (
+    "mpm_event authz_core dir env mime deflate filter headers rewrite proxy proxy_http proxy_balancer"
+    " lbmethod_byrequests slotmem_shm"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,3 +146,43 @@ class ForwardProxy:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class Apache:
+    """Apache with the text of its virtual hosts. A context manager."""
+
+    url: str
+    folder: Path
+    process: subprocess.Popen[bytes]
+
+    @classmethod
+    def start(cls, folder: Path, port: int, text: str) -> Apache:
+        """*text* has a VirtualHost at *port*. Skips without Apache."""
+        program = require("apache2")
+        modules = Path("/usr/lib/apache2/modules")
+        folder.mkdir(parents=True)
+        lines = "\n".join(
+            f"LoadModule {name}_module {modules}/mod_{name}.so" for name in _APACHE_MODULES.split()
+        )
+        # Files of a test belong to its user; as root Apache takes another one, who must read them.
+        user = "User www-data\nGroup www-data" if os.geteuid() == 0 else ""
+        config = folder / "httpd.conf"
+        config.write_text(
+            _APACHE.format(folder=folder, host=HOST, port=port, modules=lines, user=user, text=text)
+        )
+        with (folder / "output.log").open("wb") as sink:
+            process = subprocess.Popen(
+                [program, "-f", str(config), "-DFOREGROUND"],
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+            )
+        wait_port(port, process, folder / "output.log")
+        return cls(f"http://{HOST}:{port}", folder, process)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        stop(self.process)
