@@ -12,7 +12,7 @@ from tidings_chunkstore.layout import LAYOUTS
 
 from .objects import is_hash_named
 
-BACKOFF = 5.0  #: seconds after a first failure in which an upstream is left alone; doubles
+BACKOFF = 2.0  #: seconds after a first failure in which an upstream is left alone; doubles
 BACKOFF_MOST = 300.0
 #: Files of packages by their suffix: they never are metadata.
 _PACKAGE = re.compile(r"\.(?:d?rpm|u?deb)$")
