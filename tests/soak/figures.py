@@ -200,6 +200,10 @@ def _line(values: dict[str, float], unit: str = " s") -> str:
     return ", ".join(f"{name} {value:g}{unit}" for name, value in values.items()) or "-"
 
 
+def _counts(values: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in values.items()) or "none"
+
+
 def markdown(report: dict[str, object]) -> str:
     """The report as tables for docs/reliability.md."""
     get: dict[str, Any] = report
@@ -228,9 +232,9 @@ def markdown(report: dict[str, object]) -> str:
         "",
         "| what | figure |",
         "|---|---|",
-        f"| routes of syncs | {', '.join(f'{k} {v}' for k, v in get['routes'].items())} |",
-        f"| fallbacks | {', '.join(f'{k} {v}' for k, v in get['fallbacks'].items()) or 'none'} |",
-        f"| failures of syncs | {', '.join(f'{k} {v}' for k, v in get['failures'].items()) or 'none'} |",
+        f"| routes of syncs | {_counts(get['routes'])} |",
+        f"| fallbacks | {_counts(get['fallbacks'])} |",
+        f"| failures of syncs | {_counts(get['failures'])} |",
         f"| bytes received, of those published | {sums['received']:,} of {sums['full']:,}{saved} |",
         f"| versions behind after a sync | {_line(get['versions_behind'], '')} |",
         f"| a client without success | {_line(get['outages'])} |",
