@@ -8,34 +8,57 @@ this server sends, see ``app.features``.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
+from starlette.requests import ClientDisconnect
 
 from tidings_chunkstore.errors import FormatError, StoreError, TidingsError
-from tidings_chunkstore.limits import MIB
+from tidings_chunkstore.limits import KIB, MIB
 from tidings_chunkstore.places import PackName
 
 from . import frames
 from .bundles import RETRY_AFTER, Bundles, Busy, NotRetained, Wanted, chosen_tracks
 from .metrics import Metrics
-from .objects import Entry, Objects, Receive, Scope, Send, pread, reopen
+from .objects import (
+    Changed,
+    Entry,
+    Objects,
+    Receive,
+    Scope,
+    Send,
+    pread,
+    reopen,
+    send_block,
+    until_gone,
+)
 from .settings import Settings
 from .site import Repository, Site, Target
+
+log = logging.getLogger("tidings.serve")
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _AT_ONCE = 1 * MIB  # read in one go, and sent in one piece
-_BODY_SECONDS = 30.0  # in which a request's body must have come
+_BLOCK = 256 * KIB  # of longer answers, one of which each slow client holds
+_OPEN = 16  # packs of one batch that are open at a time
 _LISTED = 1000  # repositories in one answer
+_KIND = "application/octet-stream"
+
+#: What ``Kept`` may answer besides 200.
+KEPT: dict[int | str, dict[str, Any]] = {
+    206: {"content": {_KIND: {}}, "description": "the range that was asked for"},
+    304: {"description": "not modified"},
+    416: {"description": "a range that lies outside"},
+}
 
 
 class Refused(Exception):
@@ -105,10 +128,13 @@ class FramesRequest(BaseModel):
     response_class=Response,
     responses={
         200: {"content": {"application/octet-stream": {}}, "description": "the ranges, joined"},
+        400: {"description": "a body that is cut off"},
         404: {"description": "no such pack in this repository"},
+        408: {"description": "the body did not come in time"},
         413: {"description": "over a limit"},
         416: {"description": "a range ends beyond its pack"},
         422: {"description": "not such a request"},
+        503: {"description": "the packs change this moment"},
     },
     openapi_extra={
         "requestBody": {
@@ -140,13 +166,14 @@ async def post_frames(request: Request, repository: Here, mirror: Mirror) -> Res
         if span.end > entries[span.pack].size:
             raise Refused(416, "range", f"a range ends beyond {span.pack}")
     request.scope["tidings.spans"] = batch.spans
-    headers = {"content-length": str(batch.size), "cache-control": "no-store"}
-    kind = "application/octet-stream"
     pieces = _pieces(batch, entries)
-    if batch.size <= _AT_ONCE:
+    if batch.size > _AT_ONCE:
+        return Pieces(mirror, pieces, batch.size)
+    try:
         data = await mirror.thread(lambda: b"".join(pieces))
-        return Response(data, headers=headers, media_type=kind)
-    return StreamingResponse(_blocks(mirror, pieces), headers=headers, media_type=kind)
+    except OSError as error:
+        raise _changing(repository, error) from error
+    return Response(data, headers={"cache-control": "no-store"}, media_type=_KIND)
 
 
 @router.get(
@@ -156,7 +183,8 @@ async def post_frames(request: Request, repository: Here, mirror: Mirror) -> Res
     responses={
         200: {"content": {"application/octet-stream": {}}, "description": "a bundle"},
         404: {"description": "not retained, or not current any more: read the head again"},
-        503: {"description": "too many in the making"},
+        **KEPT,
+        503: {"description": "too many in the making, not ready yet, or a damaged store"},
     },
     openapi_extra={
         "parameters": [
@@ -167,7 +195,12 @@ async def post_frames(request: Request, repository: Here, mirror: Mirror) -> Res
 @router.get("/tidings/delta/{older}/{newer}", include_in_schema=False)
 @router.head("/{repository:path}/tidings/delta/{older}/{newer}", include_in_schema=False)
 async def get_delta(
-    older: str, newer: str, repository: Here, mirror: Mirror, tracks: str | None = None
+    request: Request,
+    older: str,
+    newer: str,
+    repository: Here,
+    mirror: Mirror,
+    tracks: str | None = None,
 ) -> Response:
     """Snapshots are named by their packs, without the suffix; *tracks* is comma-separated."""
     if mirror.bundles is None:
@@ -184,13 +217,14 @@ async def get_delta(
     chosen = chosen_tracks([content.track for content in head.contents], asked)
     wanted = Wanted(repository.folder, head.repo, *packs, chosen)
     try:
-        path = await mirror.bundles.get(wanted)
+        path = await mirror.bundles.get(wanted, client_of(request))
     except Busy as error:
         raise Refused(503, error.code, str(error), retry_after=str(RETRY_AFTER)) from error
     except NotRetained as error:
         raise Refused(404, error.code, str(error)) from error
     except TidingsError as error:
-        raise Refused(500, error.code, "the bundle was not made") from error
+        message = "the bundle could not be made"
+        raise Refused(503, error.code, message, retry_after=str(RETRY_AFTER)) from error
     return Kept(mirror.objects, path)
 
 
@@ -209,42 +243,79 @@ class Kept(Response):
 
 
 def _pieces(batch: frames.Batch, entries: dict[PackName, Entry]) -> Iterator[bytes]:
-    """The bytes of a batch, in pieces of at most _AT_ONCE. Raises OSError."""
+    """The bytes of a batch, in pieces of at most _BLOCK. Raises OSError."""
     opened: dict[PackName, int] = {}
     try:
         for span in batch.spans:
             if span.pack not in opened:
+                if len(opened) >= _OPEN:
+                    os.close(opened.pop(next(iter(opened))))
                 opened[span.pack] = reopen(entries[span.pack])
-            for start in range(span.offset, span.end, _AT_ONCE):
-                yield pread(opened[span.pack], start, min(_AT_ONCE, span.end - start))
+            for start in range(span.offset, span.end, _BLOCK):
+                yield pread(opened[span.pack], start, min(_BLOCK, span.end - start))
     finally:
         for descriptor in opened.values():
             os.close(descriptor)
 
 
-async def _blocks(mirror: Shared, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """*pieces* joined to blocks, each read in one visit to a thread."""
+class Pieces(Response):
+    """*size* bytes in blocks, as the client takes them."""
 
-    def block() -> bytes:
+    def __init__(self, mirror: Shared, pieces: Iterator[bytes], size: int) -> None:
+        headers = {"content-length": str(size), "cache-control": "no-store"}
+        super().__init__(headers=headers, media_type=_KIND)
+        self._mirror = mirror
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer. A pack that goes away on the way ends the connection, short of the length."""
+        gone = asyncio.ensure_future(until_gone(receive))
+        try:
+            data = await self._mirror.thread(self._block)
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            while data and not gone.done():
+                await send_block(send, data)
+                data = await self._mirror.thread(self._block)
+            if not gone.done():
+                await send({"type": "http.response.body"})
+        except OSError as error:
+            log.warning("a batch of frames ends early: %s", error)
+        finally:
+            gone.cancel()
+            close = getattr(self._pieces, "close", None)
+            if close is not None:
+                close()
+
+    def _block(self) -> bytes:
+        """Pieces joined to a block, read in one visit to a thread."""
         joined = bytearray()
-        for piece in pieces:
+        for piece in self._pieces:
             joined += piece
-            if len(joined) >= _AT_ONCE:
+            if len(joined) >= _BLOCK:
                 break
         return bytes(joined)
 
-    while data := await mirror.thread(block):
-        yield data
+
+def _changing(repository: Repository, error: OSError) -> Refused:
+    if not isinstance(error, Changed):
+        log.error("%s: a pack cannot be read: %s", repository.folder, error)
+    return Refused(503, "changing", "the packs change this moment", retry_after="1")
+
+
+def client_of(request: Request) -> str:
+    """The client's address, for limits; a proxy on this machine may name it."""
+    return request.client.host if request.client else ""
 
 
 async def bounded_body(request: Request, most: int) -> bytes:
     """The request's body. Raises Refused above *most* bytes, and when it does not come."""
+    patience = _shared(request).settings.serve.patience
     said = request.headers.get("content-length", "0")
     if not said.isascii() or not said.isdigit() or len(said) > 18 or int(said) > most:
         raise Refused(413, "too-much", f"a body has at most {most} bytes", connection="close")
     body = bytearray()
     try:
-        async with asyncio.timeout(_BODY_SECONDS):
+        async with asyncio.timeout(patience):
             async for piece in request.stream():
                 body += piece
                 if len(body) > most:
@@ -252,6 +323,8 @@ async def bounded_body(request: Request, most: int) -> bytes:
                     raise Refused(413, "too-much", message, connection="close")
     except TimeoutError as error:
         raise Refused(408, "slow", "the body did not come", connection="close") from error
+    except ClientDisconnect as error:
+        raise Refused(400, "cut-off", "the body is cut off", connection="close") from error
     return bytes(body)
 
 

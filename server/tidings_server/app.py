@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from . import casync_routes, logs, metrics, pages, reconcile
+from . import casync_routes, described, logs, metrics, pages, reconcile
 from .api import Refused, Shared, router
 from .bundles import Bundles, default_folder
 from .edge import Edge, make_edge
@@ -109,6 +109,7 @@ def _api(shared: Shared, edge: Edge | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     api.state.shared = shared
+    api.openapi = described.with_objects(api.openapi)  # type: ignore[method-assign]
     api.include_router(router)
     shown = pages.Pages(shared, api.openapi, _version())
     if shared.settings.serve.pages:

@@ -15,11 +15,11 @@ from typing import Any
 
 from tidings_chunkstore import bundle
 from tidings_chunkstore.backends.local import LocalBackend, write_atomically
-from tidings_chunkstore.errors import InputError, TidingsError
+from tidings_chunkstore.errors import InputError, StoreError, TidingsError
 from tidings_chunkstore.places import PackName
 from tidings_chunkstore.store import Store
 
-from .bundles import NOT_RETAINED
+from .bundles import DAMAGED, NOT_RETAINED
 
 _NICE = 5  # requests come first
 
@@ -39,6 +39,9 @@ def main(make: Callable[[dict[str, Any]], bytes]) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return NOT_RETAINED
+    except StoreError as error:
+        print(error, file=sys.stderr)
+        return DAMAGED
     except (TidingsError, OSError, MemoryError) as error:
         print(error, file=sys.stderr)
         return 1

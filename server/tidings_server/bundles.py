@@ -16,6 +16,7 @@ import os
 import sys
 import tempfile
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,11 +32,16 @@ log = logging.getLogger("tidings.bundles")
 RETRY_AFTER = 10  #: seconds, told to who was sent away
 _PATIENCE = 25.0  # seconds a request waits for its bundle; the making goes on
 _LONGEST = 300.0  # seconds one making may take
+_AGAIN = 60.0  # seconds before what could not be made is tried again
+_FAILURES = 256  # that are remembered
+_INDEX = ".caibx"
+_INDEX_NS = 86_400 * 10**9  # indexes are small, and answer for blobs that are gone: kept longer
 SUFFIX = ".tdb"  #: of bundles, and what is kept like them
 #: Of all that lies in the cache; the blobs are those that casync's chunks are read from.
-SUFFIXES = (SUFFIX, ".caibx", ".blob")
-#: Exit code of the maker for "not retained"; anything else but 0 is a failure.
+SUFFIXES = (SUFFIX, _INDEX, ".blob")
+#: Exit codes of the maker for "not retained" and for a damaged store; any other but 0 is a failure.
 NOT_RETAINED = 44
+DAMAGED = 45
 
 
 class Busy(UnsettledError):
@@ -50,8 +56,19 @@ class NotRetained(TidingsError):
     code = "not-retained"
 
 
+class NotMade(TidingsError):
+    """Making it failed, and is not tried again for a while."""
+
+    code = "not-made"
+
+
 class Job(Protocol):
     """Something that is made in a process of its own, and kept by its name."""
+
+    @property
+    def store(self) -> Path:
+        """The folder of the store that it is made from."""
+        ...
 
     @property
     def name(self) -> str:
@@ -108,6 +125,8 @@ class Bundles:
         self._queue = queue
         self._slots = asyncio.Semaphore(at_once)
         self._making: dict[str, asyncio.Task[Path]] = {}
+        self._makes_for: dict[str, str] = {}
+        self._failed: OrderedDict[str, float] = OrderedDict()
         #: Told of each question, its kind and result, and of each that was made, with its seconds.
         self.told: Callable[[str, str, float | None], None] = lambda kind, result, seconds: None
 
@@ -115,10 +134,10 @@ class Bundles:
         """How many are in the making, or wait for their turn."""
         return len(self._making)
 
-    async def get(self, wanted: Job) -> Path:
-        """The file of a bundle.
+    async def get(self, wanted: Job, client: str = "") -> Path:
+        """The file of a bundle. One *client* (its address) has half of the queue at most.
 
-        Raises Busy, NotRetained, LocalError, and TidingsError when making it failed.
+        Raises Busy, NotRetained, LocalError, and NotMade when making it failed.
         """
         path = self.folder / wanted.name
         if await asyncio.to_thread(_touch, path):
@@ -131,6 +150,13 @@ class Bundles:
             if len(self._making) >= self._queue:
                 self._tell(wanted, "refused")
                 raise Busy(f"{len(self._making)} bundles are in the making")
+            if list(self._makes_for.values()).count(client) >= max(2, self._queue // 2):
+                self._tell(wanted, "refused")
+                raise Busy("too many are in the making for one client")
+            if time.monotonic() < self._failed.get(wanted.name, -_AGAIN) + _AGAIN:
+                self._tell(wanted, "failed")
+                raise NotMade("it could not be made a moment ago")
+            self._makes_for[wanted.name] = client
             self._tell(wanted, "miss")
             task = asyncio.ensure_future(self._make(wanted, path))
             self._making[wanted.name] = task
@@ -150,11 +176,20 @@ class Bundles:
 
     def _done(self, wanted: Job, task: asyncio.Task[Path]) -> None:
         self._making.pop(wanted.name, None)
-        # Whoever waited has got the error; with nobody waiting it is told here.
+        self._makes_for.pop(wanted.name, None)
         error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, NotRetained):
-            self._tell(wanted, "failed")
-            log.error("a bundle was not made: %s", error)
+        if error is None or isinstance(error, NotRetained):
+            return
+        self._tell(wanted, "failed")
+        # Once, however many waited.
+        self._failed[wanted.name] = time.monotonic()
+        self._failed.move_to_end(wanted.name)
+        if len(self._failed) > _FAILURES:
+            self._failed.popitem(last=False)
+        hint = ""
+        if isinstance(error, NotMade) and error.code == "damaged":
+            hint = "; `tidings-mirror check` names the damage, `tidings-mirror repair` mends it"
+        log.error("%s: a delta or index could not be made: %s%s", wanted.store, error, hint)
 
     def _tell(self, wanted: Job, result: str, seconds: float | None = None) -> None:
         kind = wanted.worker.rpartition(".")[2].removesuffix("_worker")
@@ -163,10 +198,13 @@ class Bundles:
     async def _make(self, wanted: Job, path: Path) -> Path:
         async with self._slots:
             await asyncio.to_thread(self._prepare)
-            started = time.monotonic()
-            await self._run(wanted, path)
-            self._tell(wanted, "made", time.monotonic() - started)
-            await asyncio.to_thread(self._prune, path.name)
+            try:
+                started = time.monotonic()
+                await self._run(wanted, path)
+                self._tell(wanted, "made", time.monotonic() - started)
+                await asyncio.to_thread(self._prune, path.name)
+            except OSError as error:  # no process or no file to be had, say
+                raise explain(error, self.folder) from error
         return path
 
     async def _run(self, wanted: Job, out: Path) -> None:
@@ -184,7 +222,7 @@ class Bundles:
             async with asyncio.timeout(_LONGEST):
                 _, said = await process.communicate(json.dumps(request).encode())
         except TimeoutError as error:
-            raise TidingsError(f"it took more than {_LONGEST:.0f} s", code="slow") from error
+            raise NotMade(f"it took more than {_LONGEST:.0f} s") from error
         finally:
             if process.returncode is None:
                 process.kill()
@@ -192,7 +230,8 @@ class Bundles:
         if process.returncode == NOT_RETAINED:
             raise NotRetained(_last_line(said))
         if process.returncode != 0:
-            raise TidingsError(_last_line(said) or f"exit code {process.returncode}")
+            code = "damaged" if process.returncode == DAMAGED else None
+            raise NotMade(_last_line(said) or f"exit code {process.returncode}", code=code)
 
     def _prepare(self) -> None:
         try:
@@ -212,10 +251,15 @@ class Bundles:
                     elif entry.name.startswith(".tmp-") and status.st_mtime < time.time() - 3600:
                         os.unlink(entry.path)  # of a process that was killed
         kept = sum(status.st_size for status, _ in found)
-        for status, entry in sorted(found, key=lambda item: item[0].st_atime_ns):
+
+        def used(item: tuple[os.stat_result, os.DirEntry[str]]) -> int:
+            status, entry = item
+            return status.st_atime_ns + (_INDEX_NS if entry.name.endswith(_INDEX) else 0)
+
+        for status, entry in sorted(found, key=used):
             if kept <= self.most:
                 break
-            if entry.name != newest:
+            if entry.name[:64] != newest[:64]:  # an index's blob is named like it
                 Path(entry.path).unlink(missing_ok=True)
                 kept -= status.st_size
 

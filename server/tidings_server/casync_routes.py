@@ -8,6 +8,7 @@ threads only look chunks up. See docs/casync.md.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections import OrderedDict
@@ -24,7 +25,7 @@ from tidings_chunkstore.errors import InputError, StoreError, TidingsError, Unse
 from tidings_chunkstore.ids import Digest
 from tidings_chunkstore.places import PackName
 
-from .api import Here, Kept, Mirror, Refused, Shared
+from .api import KEPT, Here, Kept, Mirror, Refused, Shared
 from .bundles import RETRY_AFTER, Bundles, Busy, NotRetained
 from .casync_chunker import ChunkSizes
 from .casync_names import Blob, Names, names_of, packs_of, stem_of
@@ -38,6 +39,8 @@ from .casync_view import (
 )
 from .objects import IMMUTABLE, is_hash_named
 from .site import Repository, Target
+
+log = logging.getLogger("tidings.casync")
 
 _KIND = "application/octet-stream"
 _PATH = "/tidings/casync/{asked:path}"
@@ -67,6 +70,7 @@ class IndexJob:
     blob: Blob
     sizes: ChunkSizes
     tree: str | None
+    keep: bool = True  #: the blob too, not the index alone
 
     @property
     def name(self) -> str:
@@ -89,6 +93,7 @@ class IndexJob:
             "tree": self.tree,
             "average": self.sizes.avg,
             "rule": str(self.sizes.rule),
+            "keep": self.keep,
         }
 
 
@@ -146,7 +151,7 @@ class Casync:
         for blob in blobs.values():
             self._patient(until)
             try:
-                await self._index(blob, asked.sizes, here, mirror)
+                await self._index(blob, asked.sizes, here, mirror, keep=False)
                 data = await self._look_again(asked, blob, here, mirror, until)
             except Refused as error:
                 if error.status != 404:
@@ -197,7 +202,8 @@ class Casync:
                 await self._index(blob, asked.sizes, here, mirror)
             except StoreError as error:
                 if error.code != "casync-chunk":
-                    raise Refused(500, error.code, "a file cannot be read") from error
+                    log.error("%s: a chunk cannot be read: %s", here.folder, error)
+                    raise _later(error) from error
                 # The blob or the index is damaged; the view has dropped the index.
                 self._patient(until)
                 await mirror.thread(self._drop, [blob_name(digest) for digest in blobs])
@@ -233,10 +239,12 @@ class Casync:
 
     # -- indexes and names -------------------------------------------------------------------------
 
-    async def _index(self, blob: Blob, sizes: ChunkSizes, here: Repository, mirror: Shared) -> Path:
-        """The index's file in the cache. Raises Refused."""
+    async def _index(
+        self, blob: Blob, sizes: ChunkSizes, here: Repository, mirror: Shared, *, keep: bool = True
+    ) -> Path:
+        """The index's file in the cache, and its blob beside it with *keep*. Raises Refused."""
         tree = None if blob.opened else await mirror.thread(_published, mirror, here, blob.path)
-        job = IndexJob(here.folder, blob, sizes, tree)
+        job = IndexJob(here.folder, blob, sizes, tree, keep)
         missed = self._missed.get(job.name)
         if missed is not None and time.monotonic() < missed + _MISSED:
             raise Refused(404, "not-retained", "the file cannot be made any more")
@@ -250,7 +258,7 @@ class Casync:
                 self._missed.popitem(last=False)
             raise Refused(404, error.code, str(error)) from error
         except TidingsError as error:
-            raise Refused(500, error.code, "the index was not made") from error
+            raise _later(error) from error
 
     async def _snapshots(
         self, here: Repository, snapshot: str | None, mirror: Shared
@@ -301,6 +309,10 @@ def _busy(error: TidingsError) -> Refused:
     return Refused(503, error.code, str(error), retry_after=str(RETRY_AFTER))
 
 
+def _later(error: TidingsError) -> Refused:
+    return Refused(503, error.code, "it could not be made", retry_after=str(RETRY_AFTER))
+
+
 def make_router(casync: Casync) -> APIRouter:
     """The routes."""
     router = APIRouter()
@@ -311,9 +323,10 @@ def make_router(casync: Casync) -> APIRouter:
         response_class=Response,
         responses={
             200: {"content": {_KIND: {}}, "description": "a .caibx index, or a .cacnk chunk"},
+            **KEPT,
             404: {"description": "no such file, snapshot or chunk"},
             422: {"description": "an average chunk size that is not on offer"},
-            503: {"description": "too many in the making, or not ready yet"},
+            503: {"description": "too many in the making, not ready yet, or a damaged store"},
         },
         openapi_extra={
             "parameters": [

@@ -34,11 +34,19 @@ def make(request: dict[str, Any]) -> bytes:
     """The index's file. Raises InputError for a blob that cannot be had (any more)."""
     digest = Digest.from_hex(request["blob"])
     path = Path(request["out"]).parent / blob_name(digest)
+    passing = None
     if not _holds(path, digest):
+        if not request["keep"]:
+            # It would push out what others asked for, and may well be asked for by nobody.
+            passing = path = path.with_name(f".tmp-{path.name}.{os.getpid()}.looked-into")
         _open(request, digest, path)
     sizes = ChunkSizes.of(request["average"], Rule(request["rule"]))
-    with path.open("rb", buffering=0) as stream:
-        return CasyncIndex.make(stream, sizes).to_caibx()
+    try:
+        with path.open("rb", buffering=0) as stream:
+            return CasyncIndex.make(stream, sizes).to_caibx()
+    finally:
+        if passing is not None:
+            passing.unlink(missing_ok=True)
 
 
 def _open(request: dict[str, Any], digest: Digest, target: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,9 +27,11 @@ from tidings_chunkstore.limits import LIMITS
 from tidings_chunkstore.packing import ALONE
 from tidings_chunkstore.places import PackName, Span
 
-from .api import Here, Mirror, Refused, Shared, bounded_body
-from .bundles import RETRY_AFTER, SUFFIX, Bundles, Busy, Job
+from .api import Here, Mirror, Refused, Shared, bounded_body, client_of
+from .bundles import RETRY_AFTER, SUFFIX, Bundles, Busy, Job, NotRetained
 from .site import Repository
+
+log = logging.getLogger("tidings.reconcile")
 
 _TABLES = 8  # kept in memory
 _KIND = "application/octet-stream"
@@ -119,11 +122,17 @@ class Reconciler:
             if not self._open[client]:
                 del self._open[client]
 
-    async def table(self, job: TableJob, mirror: Shared) -> reconcile.Table:
+    async def table(self, job: TableJob, mirror: Shared, client: str) -> reconcile.Table:
         """The table of a content. Raises Refused."""
         known = self._tables.get(job.name)
         if known is None:
-            known = await mirror.thread(reconcile.decode_table, await self._make(job, mirror))
+            data = await self._make(job, mirror, client)
+            try:
+                known = await mirror.thread(reconcile.decode_table, data)
+            except FormatError as error:  # the disk's doing: it is made anew
+                log.error("%s: %s", self._made.folder / job.name, error)
+                await mirror.thread((self._made.folder / job.name).unlink, missing_ok=True)
+                raise _later("damaged", "a file of the cache is damaged") from error
             self._tables[job.name] = known
             while len(self._tables) > _TABLES:
                 self._tables.popitem(last=False)
@@ -131,21 +140,25 @@ class Reconciler:
             self._tables.move_to_end(job.name)
         return known
 
-    async def answer(self, job: AnswerJob, mirror: Shared) -> bytes:
+    async def answer(self, job: AnswerJob, mirror: Shared, client: str) -> bytes:
         """The answer. Raises Refused."""
-        return await self._make(job, mirror)
+        return await self._make(job, mirror, client)
 
-    async def _make(self, job: Job, mirror: Shared) -> bytes:
+    async def _make(self, job: Job, mirror: Shared, client: str) -> bytes:
         try:
-            path = await self._made.get(job)
+            path = await self._made.get(job, client)
             return await mirror.thread(path.read_bytes)
-        except (
-            Busy,
-            FileNotFoundError,
-        ) as error:  # FileNotFoundError: it fell to the cache's limit
-            raise Refused(503, "busy", str(error), retry_after=str(RETRY_AFTER)) from error
+        except Busy as error:
+            raise _later("busy", str(error)) from error
+        except FileNotFoundError as error:
+            raise _later("busy", "it fell to the cache's limit") from error
+        except NotRetained as error:
+            raise Refused(404, "not-current", "not current any more") from error
         except TidingsError as error:
-            raise Refused(500, error.code, "the answer was not made") from error
+            raise _later(error.code, "the answer could not be made") from error
+        except OSError as error:
+            log.error("%s: %s", self._made.folder / job.name, error)
+            raise _later("local", "the answer cannot be read") from error
 
 
 def make_router(reconciler: Reconciler) -> APIRouter:
@@ -165,15 +178,20 @@ def make_router(reconciler: Reconciler) -> APIRouter:
         responses={
             200: {"content": {_KIND: {}}, "description": "a bundle of lists"},
             404: {"description": "not current any more: read the head again"},
-            503: {"description": "too many in the making"},
+            503: {"description": "too many in the making, or a damaged store"},
         },
         openapi_extra=extra,
     )
     @router.get("/tidings/reconcile/{snapshot}", include_in_schema=False)
     async def get_lists(
-        snapshot: str, repository: Here, mirror: Mirror, tracks: str | None = None
+        snapshot: str,
+        request: Request,
+        repository: Here,
+        mirror: Mirror,
+        tracks: str | None = None,
     ) -> Response:
         """*tracks* is comma-separated. A small content comes whole, as a delta without a base."""
+        client = client_of(request)
         head = await _current(snapshot, repository, mirror)
         asked = None if tracks is None else set(tracks.split(","))
         chosen = [c for c in head.contents if asked is None or c.track in asked]
@@ -184,7 +202,7 @@ def make_router(reconciler: Reconciler) -> APIRouter:
                 entries.append((content.track, small[content.track]))
             elif _has_list(head, content):
                 job = TableJob(repository.folder, head.repo, head.current.pack, content.track)
-                table = await reconciler.table(job, mirror)
+                table = await reconciler.table(job, mirror, client)
                 entries.append((content.track, await mirror.thread(reconcile.encode_list, table)))
         # The bytes follow from the snapshot and the tracks in the URL, for ever.
         caching = {"cache-control": "public, max-age=31536000, immutable, no-transform"}
@@ -196,12 +214,14 @@ def make_router(reconciler: Reconciler) -> APIRouter:
         response_class=Response,
         responses={
             200: {"content": {_KIND: {}}, "description": "a bundle of answers"},
+            400: {"description": "a body that is cut off"},
             404: {"description": "not current any more: read the head again"},
+            408: {"description": "the body did not come in time"},
             409: {"description": "less than half in common, in every track"},
             413: {"description": "over a limit"},
             422: {"description": "not such a request, or about another list"},
             429: {"description": "too many requests of this client at a time"},
-            503: {"description": "too many in the making"},
+            503: {"description": "too many in the making, or a damaged store"},
         },
         openapi_extra={
             **extra,
@@ -216,20 +236,25 @@ def make_router(reconciler: Reconciler) -> APIRouter:
         snapshot: str, request: Request, repository: Here, mirror: Mirror
     ) -> Response:
         """A track whose base has too little in common, or that no delta pays for, is left out."""
-        with reconciler.slot(request.client.host if request.client else ""):
+        client = client_of(request)
+        with reconciler.slot(client):
             body = await bounded_body(request, LIMITS.reconcile_request)
             try:
                 inquiries = await mirror.thread(reconcile.decode_inquiries, body)
             except FormatError as error:
                 raise Refused(422, "bad-request", str(error)) from error
             head = await _current(snapshot, repository, mirror)
-            commons = await _commons(reconciler, inquiries, repository, head, mirror)
+            commons = await _commons(reconciler, inquiries, repository, head, mirror, client)
             digest = hashlib.sha256(body).hexdigest()
             job = AnswerJob(repository.folder, head.repo, head.current.pack, digest, commons)
-            data = await reconciler.answer(job, mirror)
+            data = await reconciler.answer(job, mirror, client)
         return Response(data, headers={"cache-control": "no-store"}, media_type=_KIND)
 
     return router
+
+
+def _later(code: str, message: str) -> Refused:
+    return Refused(503, code, message, retry_after=str(RETRY_AFTER))
 
 
 async def _current(snapshot: str, repository: Repository, mirror: Shared) -> Head:
@@ -275,6 +300,7 @@ async def _commons(
     repository: Repository,
     head: Head,
     mirror: Shared,
+    client: str,
 ) -> tuple[tuple[str, reconcile.Common], ...]:
     """What each inquiry has in common with its content; raises Refused when none has enough."""
     commons: list[tuple[str, reconcile.Common]] = []
@@ -284,7 +310,7 @@ async def _commons(
         if content is None or not _has_list(head, content):
             raise Refused(422, "bad-request", "a track that has no list")
         job = TableJob(repository.folder, head.repo, head.current.pack, track)
-        table = await reconciler.table(job, mirror)
+        table = await reconciler.table(job, mirror, client)
         try:
             commons.append((track, await mirror.thread(reconcile.find_common, table, inquiry)))
         except reconcile.NotPromisingError as error:

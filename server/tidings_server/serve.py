@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
-import importlib.util
+import logging
+import resource
 import socket
 import sys
 from pathlib import Path
+from typing import cast
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from tidings_chunkstore.errors import InputError, LocalError
+from tidings_chunkstore.limits import KIB
 from tidings_client.exits import Exit
 
 from . import logs
 from .app import Front, make_app
-from .orphans import end_with_parent
 from .metrics_store import forget_dead, values_folder
+from .orphans import end_with_parent
+from .protocol import KEEP_ALIVE, Bounded, Bounds, Connections
 from .settings import ServeSettings, Settings
 
-_KEEP_ALIVE = 75  # seconds; what web servers grant, so that a client's next request finds it open
 _GRACE = 10  # seconds for answers under way when told to stop
 _BACKLOG = 1024
+_OWN_FILES = 128  # descriptors besides two for each connection: itself, and what it is sent
+_UNSENT = 256 * KIB  # bytes of an answer that wait in the kernel before it is sent
+
+log = logging.getLogger("tidings.serve")
 
 
 def serve(settings: Settings) -> Exit:
@@ -40,17 +48,18 @@ def serve(settings: Settings) -> Exit:
     if wanted.root is None and wanted.store is None and not settings.repos and not pulled:
         raise InputError("nothing to serve: name ROOT, or [[repo]] in the settings")
     listener = _listen(wanted)
+    bounds = Bounds(_affordable(wanted.connections), float(wanted.patience))
     config = uvicorn.Config(
         functools.partial(worker_app, settings),
         factory=True,
-        http=_protocol(),
+        http=cast(type[asyncio.Protocol], functools.partial(Bounded, Connections(bounds))),
         ws="none",
         lifespan="on",
         workers=wanted.workers,
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=_GRACE,
         backlog=_BACKLOG,
     )
@@ -80,6 +89,9 @@ def worker_app(settings: Settings) -> Front:
     """The application in each process."""
     logs.set_up()
     end_with_parent()
+    affordable = _affordable(settings.serve.connections)
+    if affordable < settings.serve.connections:
+        log.warning("%d connections at a time: more need a higher limit of open files", affordable)
     return make_app(settings)
 
 
@@ -124,6 +136,9 @@ def _listen(wanted: ServeSettings) -> socket.socket:
         family, kind, protocol, _, address = found[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            # Connections inherit it: who reads slowly holds this much, not megabytes.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
         listener.bind(address)
     except OSError as error:
         raise LocalError(
@@ -138,8 +153,13 @@ def _address(listener: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _protocol() -> str:
-    """The protocol's class, by name: workers import it themselves."""
-    if importlib.util.find_spec("httptools") is None:
-        return "h11"  # bounds a head itself
-    return "tidings_server.protocol:Bounded"
+def _affordable(connections: int) -> int:
+    """The connections that the limit of open files allows; it is raised as far as it may be."""
+    needed = 2 * connections + _OWN_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return connections
+    return max(1, (soft - _OWN_FILES) // 2)

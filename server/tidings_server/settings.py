@@ -159,6 +159,8 @@ class ServeSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     workers: int = 1
+    connections: int = 4096
+    patience: int = 30
     memory: int = 64 * MIB
     cache: Path | None = None
     cache_size: int = 1 * GIB
@@ -277,6 +279,13 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(("serve",), "host", _text, "address to listen on"),
     Setting(("serve",), "port", _whole(0, 65535), "port to listen on; 0 takes a free one"),
     Setting(("serve",), "workers", _whole(1, 256), "processes"),
+    Setting(("serve",), "connections", _whole(16, 1_000_000), "open at a time, for each process"),
+    Setting(
+        ("serve",),
+        "patience",
+        _whole(1, 3600),
+        "seconds a client has for a request's head, for its body, and to take 16 KiB",
+    ),
     Setting(("serve",), "memory", _bytes, "memory for hot objects, for each process"),
     Setting(("serve",), "cache", _folder, "folder for what is made on request"),
     Setting(("serve",), "cache_size", _bytes, "most that this folder may hold"),
