@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from . import delta
+from . import delta, reach
 from .errors import FormatError, InputError
 from .ids import ContentId
 from .limits import LIMITS
@@ -80,7 +80,17 @@ def make(
     Raises InputError (``not-retained``) when a pack is not in the store, StoreError when it is
     damaged.
     """
-    tocs = store.tocs(store.pack_names())
+    return reach.steady(store, lambda tocs: _make(store, tocs, older, newer, tracks, seconds))
+
+
+def _make(
+    store: Store,
+    tocs: reach.Tocs,
+    older: PackName,
+    newer: PackName,
+    tracks: Collection[str] | None,
+    seconds: float,
+) -> bytes:
     by_name = dict(tocs)
     if older not in by_name or newer not in by_name or older.serial >= newer.serial:
         raise InputError(f"no way from {older} to {newer} here", code="not-retained")

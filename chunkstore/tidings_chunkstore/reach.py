@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from . import head
-from .errors import StoreError
+from .errors import StoreError, TidingsError
 from .ids import ContentId
 from .index import Index
 from .pack import Toc
@@ -20,6 +21,7 @@ from .store import Store, Stored
 
 Tocs = Sequence[tuple[PackName, Toc]]
 ReadIndex = Callable[[Span], Index]
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -177,6 +179,30 @@ def readable_tocs(
         except StoreError as error:
             bad[name] = error
     return good, bad
+
+
+def steady(store: Store, read: Callable[[Tocs], T]) -> T:
+    """What *read* makes of every table of contents that can be read; for readers without a lock.
+
+    When packs came or went meanwhile, as with a gc at the same time, and *read* failed or a table
+    could not be read, it is called once more with what is there then. A damaged pack is nobody's
+    business who needs nothing of it. Raises what *read* raises.
+    """
+    names = store.pack_names()
+    tocs, unreadable = readable_tocs(store, names)
+    try:
+        found = read(tocs)
+        failure = None
+    except TidingsError as error:
+        failure = error
+    if failure is None and not unreadable:
+        return found
+    now = store.pack_names()
+    if now != names:
+        return read(readable_tocs(store, now)[0])
+    if failure is not None:
+        raise failure
+    return found
 
 
 def whole_snapshots(

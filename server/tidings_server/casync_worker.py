@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tidings_chunkstore import recipe
+from tidings_chunkstore import reach, recipe
 from tidings_chunkstore.backends.local import LocalBackend, explain
 from tidings_chunkstore.errors import EngineError, InputError
 from tidings_chunkstore.ids import ContentId, Digest
@@ -58,7 +58,13 @@ def _open(request: dict[str, Any], digest: Digest, target: Path) -> None:
             if _write(target, _blocks(stream), digest):
                 return
     store = Store(LocalBackend(Path(request["store"])))
-    tocs = store.tocs(store.pack_names())
+    reach.steady(store, lambda tocs: _rebuild(store, tocs, request, digest, target))
+
+
+def _rebuild(
+    store: Store, tocs: reach.Tocs, request: dict[str, Any], digest: Digest, target: Path
+) -> None:
+    """Write the blob *digest* to *target* from the store."""
     pack = PackName.parse(request["pack"])
     snapshot = next((toc.snapshot for name, toc in tocs if name == pack), None)
     file = snapshot.file(request["path"]) if snapshot is not None else None

@@ -72,6 +72,8 @@ def stats_command(arguments: argparse.Namespace, settings: Settings, reporter: R
         *table(["store", "bytes", "share"], cells, left=(0,)),
         f"current snapshot: {found.files} files, {size_text(found.published_bytes)}",
     ]
+    if found.unreadable:
+        lines.append(f"{found.unreadable} more packs cannot be read: see tidings-mirror check")
     for engine, count in found.recipes.items():
         lack = ", which clients may lack" if engine in found.missing else ""
         lines.append(f"  {count} by {engine}{lack}")

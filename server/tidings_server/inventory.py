@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tidings_chunkstore import reach
 from tidings_chunkstore.backends.base import HEAD_NAME
 from tidings_chunkstore.errors import StoreError
 from tidings_chunkstore.head import Head
@@ -38,7 +39,8 @@ class SnapshotRow:
 class Stats:
     """What a store holds. Sizes in bytes."""
 
-    packs: int
+    packs: int  #: that can be read
+    unreadable: int  #: packs that cannot; check says why
     bytes: int  #: packs and the head
     head_bytes: int
     frame_bytes: int
@@ -66,10 +68,13 @@ class Stats:
 
 def snapshots(store: Store) -> list[SnapshotRow]:
     """The retained snapshots, oldest first. Raises StoreError."""
-    head = _head(store)
+    return reach.steady(store, lambda _: _snapshots(store))
+
+
+def _snapshots(store: Store) -> list[SnapshotRow]:
     rows = []
     before: set[bytes] = set()
-    for name, toc in store.tocs([state.pack for state in head.states]):
+    for name, toc in store.tocs([state.pack for state in _head(store).states]):
         files = toc.snapshot.files
         rows.append(
             SnapshotRow(
@@ -88,9 +93,12 @@ def snapshots(store: Store) -> list[SnapshotRow]:
 
 
 def stats(store: Store) -> Stats:
-    """Raises StoreError."""
+    """Of every pack that can be read. Raises StoreError."""
+    return reach.steady(store, lambda tocs: _stats(store, tocs))
+
+
+def _stats(store: Store, tocs: reach.Tocs) -> Stats:
     head = _head(store)
-    tocs = store.tocs(store.pack_names())
     sizes = {name: _size(store, name) for name, _ in tocs}
     head_bytes = store.backend.size(HEAD_NAME) or 0
     frames = sum(row[2] for _, toc in tocs for run in toc.runs for row in run.rows)
@@ -110,6 +118,7 @@ def stats(store: Store) -> Stats:
     opaque = [file for file in head.files if file.recipe is None]
     return Stats(
         packs=len(tocs),
+        unreadable=max(0, len(store.pack_names()) - len(tocs)),
         bytes=sum(sizes.values()) + head_bytes,
         head_bytes=head_bytes,
         frame_bytes=frames,

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tidings_chunkstore import bundle, delta, reconcile
+from tidings_chunkstore import bundle, delta, reach, reconcile
 from tidings_chunkstore.backends.local import LocalBackend
 from tidings_chunkstore.errors import InputError
 from tidings_chunkstore.ids import ContentId
@@ -33,7 +33,10 @@ def make(request: dict[str, Any]) -> bytes:
     """What the cache keeps: an encoded table, or the answer's body."""
     resource.setrlimit(resource.RLIMIT_CPU, (LIMITS.reconcile_seconds, LIMITS.reconcile_seconds))
     store = Store(LocalBackend(Path(request["store"])))
-    tocs = store.tocs(store.pack_names())
+    return reach.steady(store, lambda tocs: _make(store, tocs, request))
+
+
+def _make(store: Store, tocs: reach.Tocs, request: dict[str, Any]) -> bytes:
     name = PackName.parse(request["pack"])
     snapshot = next((toc.snapshot for pack, toc in tocs if pack == name), None)
     if snapshot is None:
