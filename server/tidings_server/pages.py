@@ -13,8 +13,9 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -30,17 +31,17 @@ from tidings_client.progress import size_text
 from . import pages_plots as plots
 from .api import Shared
 from .bundles import default_folder
+from .metrics import Saved
 from .pages_facts import (
     Histories,
     Search,
     Typical,
     Upstream,
-    own_upstream,
-    pulled_at,
+    followed,
+    pulled,
     served,
     stored_bytes,
     typical,
-    upstream_of,
 )
 from .ranges import Validators, not_modified
 from .settings import PulledSettings
@@ -127,13 +128,11 @@ class Pages:
         sort = asked.get("sort", "path")
         sort = sort if sort in SORTS else "path"
         await self._look()
-        rows = await self._shared.thread(self._rows, query, sort)
-        part = _part(rows, asked.get("page", "1"))
-        histories = await self._usual(part.rows)
-        part = Part(histories, part.number, part.pages, part.first, part.last, part.total)
+        part = await self._shared.thread(self._part, query, sort, asked.get("page", "1"))
+        part = replace(part, rows=await self._usual(part.rows))
         known = [row.usual for row in part.rows if row.usual]
+        saved = await self._saved()
         settings = self._shared.settings
-        pulled = await self._shared.thread(self._pulled, query)
         return self._page(
             request,
             "index.html",
@@ -145,7 +144,9 @@ class Pages:
             all_full=sum(usual.all_full for usual in known),
             all_update=sum(usual.all_update for usual in known),
             steps=sum(usual.steps for usual in known),
-            pulled=pulled,
+            saved=saved,
+            all_saved=sum(one.bytes for one in saved.values()),
+            pulled=await self._shared.thread(self._pulled, query),
             searched=settings.serve.root is not None or settings.serve.store is not None,
             turn=lambda number: "?" + urlencode({"q": query, "sort": sort, "page": number}),
         )
@@ -158,19 +159,9 @@ class Pages:
         name = "/".join(parts) if parts is not None else None
         if name is None:
             return self._problem(request, "There is no such repository.")
-        pulled = next((p for p in self._shared.settings.pulled if p.path == name), None)
         row = (await self._shared.thread(self._read_rows, [name]))[0]
-        state = self._shared.settings.follow.state
         if row.head is None or row.here is None:
-            if pulled is None or not self._shared.settings.serve.pull_through:
-                why = row.problem or "It is not published here, or its path is written otherwise."
-                return self._problem(request, why)
-            upstream = await self._shared.thread(upstream_of, state, name, pulled.upstream)
-            moment = await self._shared.thread(pulled_at, self._cache(), name)
-            use = _use(_origin(request), name, pulled.layout or "rpm-md", ())
-            return self._page(
-                request, "pulled.html", name=name, upstream=upstream, at=moment, use=use
-            )
+            return await self._without_head(request, row)
         try:
             steps = await self._shared.thread(self._histories.read, row.here, row.head)
             problem = None
@@ -194,12 +185,24 @@ class Pages:
             packs=packs,
             stored=stored,
             upstream=row.upstream,
+            saved=(await self._saved()).get(name),
             updates=plots.update_plots(steps),
             churn=plots.churn_plots(steps),
             use=_use(_origin(request), name, head.layout, paths),
             signed=_signature(head),
             sizes={content.track: content.size for content in head.contents},
         )
+
+    async def _without_head(self, request: Request, row: Row) -> Response:
+        """A repository that is pulled through, or none."""
+        settings = self._shared.settings
+        repo = next((repo for repo in settings.pulled if repo.path == row.name), None)
+        if repo is None or not settings.serve.pull_through:
+            why = row.problem or "It is not published here, or its path is written otherwise."
+            return self._problem(request, why)
+        upstream = await self._shared.thread(pulled, self._cache(), repo)
+        use = _use(_origin(request), repo.path, repo.layout or "rpm-md", ())
+        return self._page(request, "pulled.html", name=repo.path, upstream=upstream, use=use)
 
     async def api_description(self, request: Request) -> Response:
         """The HTTP interface, out of its OpenAPI description."""
@@ -219,25 +222,37 @@ class Pages:
         if self._searching is not None and self._search.found.at is None:
             await asyncio.wait({self._searching}, timeout=_PATIENCE)
 
-    def _rows(self, query: str, sort: str) -> list[Row]:
-        """All repositories that fit, with what their heads say."""
+    def _part(self, query: str, sort: str, number: str) -> Part:
+        """The repositories of one page, with what their heads say."""
+        configured = {repo.path for repo in self._shared.settings.repos}
         names = {*self._search.found.names, *self._shared.site.names()}
         folded = query.casefold()
-        rows = self._read_rows(sorted(name for name in names if folded in name.casefold()))
-        configured = {repo.path for repo in self._shared.settings.repos}
-        # What has gone is listed no more; what the settings name is, with what is wrong.
-        rows = [row for row in rows if row.head or row.problem or row.name in configured]
-        if sort == "path":
-            return rows
-        sign = -1 if sort == "newest" else 1
-        return sorted(rows, key=lambda row: (sign * row.head.time if row.head else 0, row.name))
+        # What has gone is listed no more; what the settings name is, published or not.
+        fitting = sorted(
+            name
+            for name in names
+            if folded in name.casefold() and (name in configured or self._search.has_head(name))
+        )
+        if sort != "path":
+            sign = -1 if sort == "newest" else 1
+            by_time = [(sign * self._published_at(name), name) for name in fitting]
+            fitting = [name for _, name in sorted(by_time)]
+        part = _part(fitting, number)
+        return replace(part, rows=self._read_rows([row.name for row in part.rows]))
+
+    def _published_at(self, name: str) -> int:
+        here = self._shared.site.repository(name)
+        try:
+            return here.head().time if here is not None else 0
+        except StoreError:
+            return 0
 
     def _read_rows(self, names: Sequence[str]) -> list[Row]:
         rows = []
-        state = self._shared.settings.follow.state
+        settings = self._shared.settings
         for name in names:
             here = self._shared.site.repository(name) if served(name) else None
-            upstream = upstream_of(state, name, own_upstream(self._shared.settings.repos, name))
+            upstream = followed(settings.follow.state, name, settings.repos)
             if here is None:
                 rows.append(Row(name, upstream=upstream))
                 continue
@@ -267,37 +282,25 @@ class Pages:
         found = []
         for row in rows:
             steps = row.here and row.head and self._histories.known(row.here, row.head)
-            found.append(
-                Row(
-                    row.name,
-                    row.here,
-                    row.head,
-                    typical(steps or ()),
-                    row.head is not None and steps is None and not self._is_read(),
-                    row.problem,
-                    row.upstream,
-                )
-            )
+            reading = row.head is not None and steps is None and not self._is_read()
+            found.append(replace(row, usual=typical(steps or ()), reading=reading))
         return found
 
     def _is_read(self) -> bool:
         return self._reading is None or self._reading.done()
 
-    def _pulled(self, query: str) -> list[tuple[PulledSettings, Upstream | None, int | None]]:
+    def _pulled(self, query: str) -> list[tuple[PulledSettings, Upstream | None]]:
         settings = self._shared.settings
         if not settings.serve.pull_through:
             return []
-        return [
-            (
-                repo,
-                upstream_of(settings.follow.state, repo.path, repo.upstream),
-                pulled_at(self._cache(), repo.path),
-            )
-            for repo in settings.pulled
-            if query.casefold() in repo.path.casefold()
-        ]
+        fitting = [repo for repo in settings.pulled if query.casefold() in repo.path.casefold()]
+        return [(repo, pulled(self._cache(), repo)) for repo in fitting]
 
-    def _cache(self) -> Any:
+    async def _saved(self) -> Mapping[str, Saved]:
+        counted = self._shared.metrics
+        return {} if counted is None else await self._shared.thread(counted.saved)
+
+    def _cache(self) -> Path | None:
         return self._shared.settings.serve.cache or default_folder()
 
     # -- answers -----------------------------------------------------------------------------------
@@ -340,13 +343,13 @@ def _stored(here: Repository) -> tuple[int, int]:
         return 0, 0  # being moved away this moment
 
 
-def _part(rows: Sequence[Row], number: str) -> Part:
-    pages = max(1, -(-len(rows) // _PER_PAGE))
+def _part(names: Sequence[str], number: str) -> Part:
+    pages = max(1, -(-len(names) // _PER_PAGE))
     at = int(number) if number.isascii() and number.isdigit() and len(number) < 7 else 1
     at = min(max(at, 1), pages)
     first = (at - 1) * _PER_PAGE
-    shown = rows[first : first + _PER_PAGE]
-    return Part(shown, at, pages, first + 1 if shown else 0, first + len(shown), len(rows))
+    shown = [Row(name) for name in names[first : first + _PER_PAGE]]
+    return Part(shown, at, pages, first + 1 if shown else 0, first + len(shown), len(names))
 
 
 def _origin(request: Request) -> str:

@@ -28,8 +28,10 @@ from tidings_chunkstore.places import PackName
 from tidings_chunkstore.store import Store
 
 from .discover import DEPTH, discover
+from .edge_states import Held
+from .follow import state_file
 from .publish import FOLDER
-from .settings import RepoSettings, ServeSettings, UpstreamSettings
+from .settings import PulledSettings, RepoSettings, ServeSettings, UpstreamSettings
 from .site import Repository, Site, split_path
 
 _HISTORIES = 1024  # repositories whose steps are kept
@@ -231,11 +233,11 @@ class Search:
             name = "" if folder == "." else folder
             if len(names) >= _FOUND_MOST:
                 break
-            if served(name) and self._has_head(name):
+            if served(name) and self.has_head(name):
                 names.add(name)
         complete = not over() and len(names) < _FOUND_MOST
         if not complete:
-            names.update(name for name in self.found.names if self._has_head(name))
+            names.update(name for name in self.found.names if self.has_head(name))
         self.found = Found(tuple(sorted(names)), complete, time.monotonic())
 
     def _folders(self, over: Callable[[], bool]) -> Iterator[str]:
@@ -248,7 +250,8 @@ class Search:
         if self._store is not None:
             yield from _stores(str(self._store), "", DEPTH, over)
 
-    def _has_head(self, name: str) -> bool:
+    def has_head(self, name: str) -> bool:
+        """Whether a head lies where the repository's is looked for."""
         return any(
             os.path.isfile(os.path.join(folder, HEAD_NAME))
             for folder in self._site.store_folders(name)
@@ -292,20 +295,18 @@ class Upstream:
     good: int | None = None
     changed: int | None = None
     failures: int = 0
-    error: str | None = None
+    error: str | None = None  #: the code of the last look's
     trust: str | None = None
     received: int | None = None  #: bytes over all looks
     full: int | None = None  #: bytes that whole files would have taken
 
 
-def upstream_of(
-    state: Path, name: str, configured: UpstreamSettings | None = None
-) -> Upstream | None:
-    """What is known of the upstream of *name*; None where nothing is.
+def upstream_of(file: Path, configured: UpstreamSettings | None = None) -> Upstream | None:
+    """What is known of an upstream: the state in *file*, and the settings. None: nothing.
 
     The file is another program's: what is not as documented counts as not said.
     """
-    said = _state(state / "follow" / f"{name.replace('/', '%2F')}.json")
+    said = _state(file)
     url = ""
     if configured is not None:
         named = (configured.metalink, configured.mirrorlist, *configured.urls)
@@ -316,15 +317,16 @@ def upstream_of(
     if not said and not url:
         return None
     error = said.get("error")
-    message = error.get("message") if isinstance(error, dict) else None
+    # The code alone: a message may name folders and addresses that are nobody's business.
+    code = error.get("code") if isinstance(error, dict) else None
     trust = said.get("trust")
     return Upstream(
         bare(url),
-        checked=_whole(said, "checked"),
-        good=_whole(said, "good"),
-        changed=_whole(said, "changed"),
+        checked=_whole(said, "checked") or None,
+        good=_whole(said, "good") or None,
+        changed=_whole(said, "changed") or None,
         failures=_whole(said, "failures") or 0,
-        error=message[:500] if isinstance(message, str) else None,
+        error=code[:60] if isinstance(code, str) else None,
         trust=trust[:100] if isinstance(trust, str) else None,
         received=_whole(said, "total_bytes_received"),
         full=_whole(said, "total_bytes_full"),
@@ -356,14 +358,16 @@ def bare(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def pulled_at(cache: Path | None, name: str) -> int | None:
-    """When the pulled-through repository *name* last got a new state, seconds since 1970."""
+def followed(state: Path, name: str, repos: Iterable[RepoSettings]) -> Upstream | None:
+    """The upstream of a repository that ``follow`` keeps up to date."""
+    return upstream_of(state_file(state, name), own_upstream(repos, name))
+
+
+def pulled(cache: Path | None, repo: PulledSettings) -> Upstream | None:
+    """The upstream of a repository that is pulled through, and what the edge knows of it."""
     if cache is None:
-        return None
-    try:
-        return int(os.lstat(cache / "pulled" / name / "current").st_mtime)
-    except OSError:
-        return None  # nobody asked for it yet
+        return upstream_of(Path(os.devnull), repo.upstream)
+    return upstream_of(Held.below(cache, repo.path).folder / "status.json", repo.upstream)
 
 
 def own_upstream(repos: Iterable[RepoSettings], name: str) -> UpstreamSettings | None:

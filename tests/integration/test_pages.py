@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, BrowserContext, Page
 
 from support.browser import chromium
 from support.servers import Command, Servers
-from support.syncing import Repository
+from support.syncing import Repository, fetch
 
 HOSTILE = "<img src=x onerror=alert(1)> & \"q' {{7*7}}"
 BAD_WORDS = "</dd><script>alert(2)</script>"
@@ -48,7 +48,7 @@ def settings(root: Path) -> Path:
         "checked": int(time.time()) - 7300,
         "good": int(time.time()) - 90000,
         "failures": 3,
-        "error": {"code": "network", "message": BAD_WORDS},
+        "error": {"code": BAD_WORDS, "message": "/srv/secret"},
         "upstream": "https://user:secret@upstream.example.org/fedora/43/",
     }
     (state / "follow" / "fedora%2F43.json").write_text(json.dumps(looked))
@@ -310,6 +310,50 @@ def test_a_new_publish_shows_at_once(tmp_path: Path) -> None:
         assert "followed this publish" in httpx.get(f"{url}/-/repo/r").text
 
 
+def test_pulled_repositories_show_their_upstream(root: Path, tmp_path: Path) -> None:
+    with Servers(tmp_path / "servers") as servers:
+        origin = servers.nginx(root)
+        host = urlsplit(origin.url).netloc
+        file = tmp_path / "edge.toml"
+        file.write_text(
+            "".join(
+                f'[[repo]]\npath = "{path}"\nurls = ["http://u:secret@{host}/{path}/"]\n'
+                for path in ("single", "never")
+            )
+        )
+        (tmp_path / "empty").mkdir()
+        options = ("--config", file, "--pull-through", "--cache", tmp_path / "cache")
+        url = servers.mirror(tmp_path / "empty", *options).url
+        assert "nobody asked yet" in httpx.get(url).text
+        assert httpx.get(f"{url}/single/repodata/repomd.xml", timeout=60).status_code == 200
+        assert httpx.get(f"{url}/never/repodata/repomd.xml", timeout=60).status_code >= 500
+        text = httpx.get(url).text
+        assert "2 pulled through" in text
+        assert f"{origin.url}/single/" in text
+        assert text.count("upstream fails") == 1
+        page = httpx.get(f"{url}/-/repo/single").text
+        assert f"baseurl={url}/single/" in page
+        assert "Last good look" in page
+        assert "secret" not in text + page
+
+
+def test_bytes_that_this_server_saved_are_measured(tmp_path: Path) -> None:
+    made = Repository.at(tmp_path / "www" / "r", count=300, steps=2)
+    with Servers(tmp_path / "servers") as servers:
+        url = servers.mirror(tmp_path / "www", "--cache", tmp_path / "cache").url
+        fetch(f"{url}/r", tmp_path / "dest")
+        made.advance()
+        result = fetch(f"{url}/r", tmp_path / "dest")
+        assert result.bytes_received < result.bytes_full / 3
+        deadline = time.monotonic() + 30
+        # The totals are a few seconds old.
+        while "This server has saved its clients" not in (text := httpx.get(url).text):
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        assert "Saved here" in text
+        assert "Since this server started it sent" in httpx.get(f"{url}/-/repo/r").text
+
+
 def test_pages_can_be_left_out(root: Path, tmp_path: Path) -> None:
     with Servers(tmp_path / "servers") as servers:
         url = servers.mirror(root, "--no-pages").url
@@ -361,28 +405,27 @@ def test_chromium_shows_every_page(
     assert len(set(pictures.values())) == len(pictures)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing(browser: Browser, running: Command, scheme: str) -> None:
+@pytest.mark.parametrize(("scheme", "width"), [("light", 320), ("dark", 1280)])
+def test_axe_finds_nothing(browser: Browser, running: Command, scheme: str, width: int) -> None:
     options = {
         "runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"],
         "resultTypes": ["violations"],
     }
-    for width in (320, 1280):
-        with browser.new_context(
-            color_scheme=scheme,  # type: ignore[arg-type]
-            viewport={"width": width, "height": 800},
-        ) as context:
-            for name in ("list", "nothing", "rpm", "interface", "missing"):
-                page = context.new_page()
-                page.goto(running.url + PATHS[name])
-                found = Axe().run(page, options=options)
-                wrong = [
-                    (rule["id"], [node["html"] for node in rule["nodes"]])
-                    for rule in found.response["violations"]
-                ]
-                assert wrong == [], f"{name} at {width}"
-                assert len(found.response["passes"]) > 15
-                page.close()
+    with browser.new_context(
+        color_scheme=scheme,  # type: ignore[arg-type]
+        viewport={"width": width, "height": 800},
+    ) as context:
+        for name in ("list", "nothing", "rpm", "interface", "missing"):
+            page = context.new_page()
+            page.goto(running.url + PATHS[name])
+            found = Axe().run(page, options=options)
+            wrong = [
+                (rule["id"], [node["html"] for node in rule["nodes"]])
+                for rule in found.response["violations"]
+            ]
+            assert wrong == [], f"{name} at {width}"
+            assert len(found.response["passes"]) > 15
+            page.close()
 
 
 def test_the_keyboard_reaches_everything(browser: Browser, running: Command) -> None:

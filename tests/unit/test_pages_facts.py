@@ -16,6 +16,7 @@ from support.stores import History
 from support.syncing import Repository, fetch
 from tidings_chunkstore.places import PackName
 from tidings_server import pages, pages_plots
+from tidings_server.follow import state_file
 from tidings_server.pages_facts import (
     Histories,
     Search,
@@ -153,10 +154,10 @@ def test_a_search_that_is_cut_short_keeps_what_was_found(tmp_path: Path) -> None
 
 def test_the_state_of_an_upstream(tmp_path: Path) -> None:
     (tmp_path / "follow").mkdir()
-    file = tmp_path / "follow" / "a%2Fb.json"
+    file = state_file(tmp_path, "a/b")
     configured = UpstreamSettings(metalink="https://u:secret@origin.example.org/m?token=1#x")
-    assert upstream_of(tmp_path, "a/b") is None
-    known = upstream_of(tmp_path, "a/b", configured)
+    assert upstream_of(file) is None
+    known = upstream_of(file, configured)
     assert known is not None
     assert known.url == "https://origin.example.org/m"
     state = {
@@ -172,14 +173,14 @@ def test_the_state_of_an_upstream(tmp_path: Path) -> None:
         "changed": "soon",
     }
     file.write_text(json.dumps(state))
-    found = upstream_of(tmp_path, "a/b", configured)
+    found = upstream_of(file, configured)
     assert found is not None
     assert (found.url, found.checked, found.good) == (
         "https://mirror.example.org/x/",
         1700000000,
         1699990000,
     )
-    assert (found.failures, found.error, found.received) == (2, "no route", 5)
+    assert (found.failures, found.error, found.received) == (2, "network", 5)
     assert (found.full, found.trust, found.changed) == (None, None, None)
     for text in (
         "",
@@ -192,7 +193,7 @@ def test_the_state_of_an_upstream(tmp_path: Path) -> None:
         '{"checked": 1e400}',
     ):
         file.write_text(text)
-        after = upstream_of(tmp_path, "a/b", configured)
+        after = upstream_of(file, configured)
         assert after is not None
         assert after.checked is None
 
