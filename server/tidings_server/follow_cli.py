@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
-from tidings_chunkstore.errors import InputError
+from tidings_chunkstore.errors import InputError, TidingsError
 from tidings_client.exits import Exit, code_of, exit_of
 from tidings_client.progress import Reporter, cost_text, seconds_text, size_text
 
@@ -166,7 +166,7 @@ def _tell(reporter: Reporter, outcome: Outcome, totals: _Totals, *, alone: bool)
 
 def _failed(reporter: Reporter, path: str, error: Exception) -> None:
     if not reporter.as_json:
-        reporter.error(error, repo=path)
+        reporter.error(TidingsError(f"{path}: {error}"))
         return
     code = exit_of(error)
     reporter.data(

@@ -15,7 +15,7 @@ import pytest
 
 from support.metalinks import metalink
 from support.repos import DAY, START, packages
-from support.servers import Misbehaving, Servers
+from support.servers import Fault, Misbehaving, Servers
 from support.syncing import HASTY, Notes, Repository, tree
 from support.system import require
 from tidings_chunkstore.errors import NetworkError, RollbackError, VerificationError
@@ -548,16 +548,16 @@ def test_an_upstream_that_gets_older_is_refused(misbehaving: Misbehaving, tmp_pa
     assert here.tree() == newest
 
 
-@pytest.mark.parametrize("fault", [{"status": 503}, {"status": 403}, {"body": b"<html>"}])
+@pytest.mark.parametrize("fault", [Fault(status=503), Fault(status=403), Fault(body=b"<html>")])
 def test_an_upstream_that_is_down_changes_nothing(
-    fault: dict[str, object], misbehaving: Misbehaving, tmp_path: Path
+    fault: Fault, misbehaving: Misbehaving, tmp_path: Path
 ) -> None:
     plain(misbehaving.root)
     here = Follower(tmp_path, urls=(misbehaving.url,))
     for _ in range(2):
         here.look()
     before = here.tree()
-    misbehaving.fault("", **fault)
+    misbehaving.fault("", fault)
     with pytest.raises((NetworkError, VerificationError)):
         here.look()
     assert here.tree() == before
@@ -571,7 +571,7 @@ def signer() -> Iterator[Path]:
     gpg = require("gpg")
     require("gpgv")
     home = Path(tempfile.mkdtemp(prefix="tf-"))  # the agent's socket needs a short path
-    base = [gpg, "--homedir", home, "--batch", "--yes", "--quiet", "--passphrase", ""]
+    base = [gpg, "--homedir", str(home), "--batch", "--yes", "--quiet", "--passphrase", ""]
     try:
         subprocess.run(
             [*base, "--pinentry-mode", "loopback", "--quick-gen-key", "up", "ed25519", "sign"],
@@ -587,7 +587,16 @@ def signer() -> Iterator[Path]:
 
 
 def sign(home: Path, data: bytes) -> bytes:
-    command = ["gpg", "--homedir", home, "--batch", "--yes", "--quiet", "--armor", "--detach-sign"]
+    command = [
+        "gpg",
+        "--homedir",
+        str(home),
+        "--batch",
+        "--yes",
+        "--quiet",
+        "--armor",
+        "--detach-sign",
+    ]
     return subprocess.run(command, input=data, check=True, capture_output=True).stdout
 
 
