@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from support.repos import DAY, START, evolve, packages, rpm_md_by_createrepo_c
 from support.servers import Wire, start_command
+from tidings_client.progress import cost_text, size_text
 
 BIN = Path(sys.executable).parent
 
@@ -41,10 +42,10 @@ class Row:
     seconds: float
 
 
-def run(*arguments: str | Path) -> dict[str, Any]:
-    """Runs a command, says so, and returns the last JSON line it printed."""
-    line = " ".join(str(a) for a in arguments)
-    print(f"$ {line}", flush=True)
+def run(folder: Path, *arguments: str | Path) -> dict[str, Any]:
+    """Runs a command, shows it with paths below *folder*, and returns the last JSON line of it."""
+    line = " ".join(str(a) for a in arguments).replace(f"{folder}/", "")
+    print(f"\n$ {line}", flush=True)
     done = subprocess.run(
         [str(BIN / str(arguments[0])), *map(str, arguments[1:]), "--json"],
         stdin=subprocess.DEVNULL,
@@ -69,29 +70,31 @@ def same(mirror: Path, client: Path) -> int:
     return len(names)
 
 
-def sync(what: str, wire: Wire, repo: Path, dest: Path) -> Row:
+def sync(folder: Path, what: str, wire: Wire, repo: Path, dest: Path) -> Row:
     """One sync through the counting wire, checked against the mirror's own files."""
     wire.reset()
     started = time.monotonic()
-    summary = run("tidings", "sync", wire.url, dest)
+    summary = run(folder, "tidings", "sync", wire.url, dest)
     seconds = time.monotonic() - started
     files = same(repo / "repodata", dest / "repodata")
-    print(f"  {files} files, bit for bit as on the mirror", flush=True)
     plain = sum(path.stat().st_size for path in (repo / "repodata").iterdir())
-    return Row(
-        what, str(summary["route"]), wire.requests, wire.received + wire.sent, plain, seconds
-    )
+    row = Row(what, str(summary["route"]), wire.requests, wire.received + wire.sent, plain, seconds)
+    print(f"  {what}: {cost_text(row.wire, row.requests)}, {seconds:.1f} s")
+    print(f"  all {files} files are bit for bit the mirror's", flush=True)
+    return row
 
 
 def table(rows: list[Row]) -> str:
-    """The rows for a terminal. Sizes in bytes."""
+    """The rows for a terminal."""
     lines = [
-        f"{'client':34} {'route':8} {'requests':>8} {'on the wire':>12} {'plain files':>12} saved"
+        f"{'client':32} {'plain download':>14} {'with Tidings':>13} {'requests':>9} "
+        f"{'saved':>7}  by"
     ]
     for row in rows:
-        saved = f"{1 - row.wire / row.plain:6.1%}"
+        saved = f"{1 - row.wire / row.plain:.1%}" if row.wire < row.plain else "-"
         lines.append(
-            f"{row.what:34} {row.route:8} {row.requests:8} {row.wire:12,} {row.plain:12,} {saved}"
+            f"{row.what:32} {size_text(row.plain):>14} {size_text(row.wire):>13} "
+            f"{row.requests:>9} {saved:>7}  {row.route}"
         )
     return "\n".join(lines)
 
@@ -100,42 +103,42 @@ def demo(folder: Path, count: int) -> list[Row]:
     """The whole story below ``folder``."""
     root = folder / "mirror"
     repo = root / "example" / "x86_64"
-    print(f"A repository of {count} packages, by createrepo_c")
+    print(f"A mirror has a repository of {count:,} packages, made by createrepo_c.")
     first = packages(count)
     rpm_md_by_createrepo_c(repo, first)
     rows: list[Row] = []
     with ExitStack() as stack:
-        report(run("tidings-mirror", "publish", repo))
+        report(run(folder, "tidings-mirror", "publish", repo))
 
-        print(f"$ tidings-mirror serve {root}")
+        print("\n$ tidings-mirror serve mirror", flush=True)
         server = start_command(
             folder / "server", [BIN / "tidings-mirror", "serve", root, "--port", "0"]
         )
         stack.callback(server.stop)
         wire = stack.enter_context(Wire(f"{server.url}/example/x86_64"))
 
-        rows.append(sync("new, nothing yet", wire, repo, folder / "client"))
+        rows.append(sync(folder, "new, nothing yet", wire, repo, folder / "client"))
         # What any other program downloaded: no state of ours in it.
         shutil.copytree(repo / "repodata", folder / "plain" / "repodata")
 
-        print("A day later: some packages updated, added and removed")
+        print("\nA day later some packages are updated, added and removed.")
         rpm_md_by_createrepo_c(repo, evolve(first, seed=1), timestamp=START + DAY)
-        report(run("tidings-mirror", "publish", repo))
+        report(run(folder, "tidings-mirror", "publish", repo))
 
-        rows.append(sync("updates after a day", wire, repo, folder / "client"))
-        rows.append(sync("asks again, nothing changed", wire, repo, folder / "client"))
-        rows.append(sync("has a plain copy of yesterday", wire, repo, folder / "plain"))
+        rows.append(sync(folder, "updates after a day", wire, repo, folder / "client"))
+        rows.append(sync(folder, "asks again, nothing is new", wire, repo, folder / "client"))
+        rows.append(sync(folder, "has a plain copy of yesterday", wire, repo, folder / "plain"))
     return rows
 
 
 def report(summary: dict[str, Any]) -> None:
     """What a publish did, in a line."""
-    parts = [
-        f"{name.replace('_', ' ')} {value:,}"
-        for name, value in summary.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and name != "v"
-    ]
-    print("  " + ", ".join(parts), flush=True)
+    changed, pack = summary["changed_bytes"], summary["pack_bytes"]
+    print(
+        f"  snapshot {summary['serial']}: {size_text(pack)} beside {size_text(changed)} of "
+        f"changed metadata, {summary['seconds']:.1f} s",
+        flush=True,
+    )
 
 
 def main() -> int:
@@ -151,9 +154,13 @@ def main() -> int:
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tidings-demo-")))
         rows = demo(folder, options.packages)
-    print()
-    print(table(rows))
-    print("\nOn the wire: all HTTP both ways, heads included. Plain files: repodata/ as published.")
+    day = rows[1]
+    print(f"\n{table(rows)}")
+    print(
+        f"\nThe daily update costs {size_text(day.wire)} instead of {size_text(day.plain)}: "
+        f"{day.plain / day.wire:.0f} times less.\n"
+        "Counted on the wire: all of HTTP, both ways. A plain download is repodata/ as it lies."
+    )
     return 0
 
 
