@@ -252,10 +252,11 @@ def _after(state: FollowState, done: Outcome, now: float) -> FollowState:
             timestamp=fetched.timestamp,
             total_bytes_received=state.total_bytes_received + fetched.bytes_received,
         )
+        if done.changed:
+            state = replace(state, changed=int(now))
         if fetched.changed:
             state = replace(
                 state,
-                changed=int(now),
                 bytes_received=fetched.bytes_received,
                 requests=fetched.requests,
                 bytes_full=fetched.bytes_full,
