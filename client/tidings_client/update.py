@@ -340,8 +340,11 @@ class Update:
         if same and not known.keys() - layout.mains() <= listing.by_path().keys():
             same = False  # it names what the main file does not: what it leaves out says nothing
         here = self.now.listing.by_path().keys() if self.now else frozenset()
+        files = select(listing, self.options.types, self.options.zchunk)
+        if known.keys().isdisjoint(file.path for file in files):
+            same = False  # of all that is listed it has nothing: the tree is asked instead
         items = []
-        for file in select(listing, self.options.types, self.options.zchunk):
+        for file in files:
             entry = known.get(file.path)
             held = file.path in here and self.dest.stamp(file.path) is not None
             if layout.partial and same and entry is None and not held:

@@ -217,6 +217,19 @@ def test_apt_gives_up_no_file_on_the_heads_word(
     assert tree(dest) == tree(repo.root)
 
 
+def test_apt_from_nothing_with_a_head_that_names_nothing(
+    misbehaving: Misbehaving, tmp_path: Path
+) -> None:
+    repo = Repository.at(misbehaving.root, kind="apt")
+    path = repo.root / "tidings" / "head.json"
+    head = json.loads(path.read_bytes())
+    mains = ("InRelease", "Release", "Release.gpg")
+    head["files"] = [f for f in head["files"] if f["path"] in mains]
+    path.write_text(json.dumps(head, separators=(",", ":")))
+    fetch(misbehaving.url, tmp_path / "dest")
+    assert tree(tmp_path / "dest") == tree(repo.root)
+
+
 def test_a_delta_builds_on_what_was_downloaded_whole(
     misbehaving: Misbehaving, tmp_path: Path
 ) -> None:
