@@ -133,7 +133,7 @@ class Pages:
         known = [row.usual for row in part.rows if row.usual]
         saved = await self._saved()
         settings = self._shared.settings
-        return self._page(
+        return await self._page(
             request,
             "index.html",
             part=part,
@@ -158,7 +158,7 @@ class Pages:
         parts = () if rest == b"/" else split_path(rest)
         name = "/".join(parts) if parts is not None else None
         if name is None:
-            return self._problem(request, "There is no such repository.")
+            return await self._problem(request, "There is no such repository.")
         row = (await self._shared.thread(self._read_rows, [name]))[0]
         if row.head is None or row.here is None:
             return await self._without_head(request, row)
@@ -170,7 +170,7 @@ class Pages:
         packs, stored = await self._shared.thread(_stored, row.here)
         head = row.head
         paths = [file.path for file in head.files]
-        return self._page(
+        return await self._page(
             request,
             "repo.html",
             name=name,
@@ -199,15 +199,15 @@ class Pages:
         repo = next((repo for repo in settings.pulled if repo.path == row.name), None)
         if repo is None or not settings.serve.pull_through:
             why = row.problem or "It is not published here, or its path is written otherwise."
-            return self._problem(request, why)
+            return await self._problem(request, why)
         upstream = await self._shared.thread(pulled, self._cache(), repo)
         use = _use(_origin(request), repo.path, repo.layout or "rpm-md", ())
-        return self._page(request, "pulled.html", name=repo.path, upstream=upstream, use=use)
+        return await self._page(request, "pulled.html", name=repo.path, upstream=upstream, use=use)
 
     async def api_description(self, request: Request) -> Response:
         """The HTTP interface, out of its OpenAPI description."""
         description = self._describe()
-        return self._page(
+        return await self._page(
             request, "docs.html", api=description, operations=_operations(description)
         )
 
@@ -305,15 +305,17 @@ class Pages:
 
     # -- answers -----------------------------------------------------------------------------------
 
-    def _problem(self, request: Request, why: str) -> Response:
-        return self._page(request, "problem.html", status=404, why=why)
+    async def _problem(self, request: Request, why: str) -> Response:
+        return await self._page(request, "problem.html", status=404, why=why)
 
-    def _page(
+    async def _page(
         self, request: Request, template: str, *, status: int = 200, **values: Any
     ) -> Response:
         """A page, or 304 where the client has it already."""
         values["now"] = int(time.time())
-        body = self._made.get_template(template).render(values).encode()
+        made = self._made.get_template(template)
+        # In a thread: a long page must not hold up who wants a delta.
+        body = (await self._shared.thread(made.render, values)).encode()
         etag = b'"%b"' % hashlib.sha256(body).hexdigest()[:24].encode()
         headers = {**_HEADERS, "etag": etag.decode()}
         asked = request.headers.get("if-none-match")
@@ -452,12 +454,16 @@ def ago(time: int, now: int) -> str:
 
 
 def _code(text: str) -> Markup:
-    """Plain text in which back quotes mark code."""
-    parts = text.split("`")
-    return Markup("").join(
-        Markup("<code>{}</code>").format(part) if number % 2 else escape(part)
-        for number, part in enumerate(parts)
-    )
+    """Plain text in which back quotes mark code, and asterisks a word."""
+    found = Markup("")
+    for part in re.split(r"(`[^`]+`|\*\w+\*)", text):
+        if len(part) > 2 and part[0] == part[-1] == "`":
+            found += Markup("<code>{}</code>").format(part[1:-1])
+        elif len(part) > 2 and part[0] == part[-1] == "*":
+            found += Markup("<em>{}</em>").format(part[1:-1])
+        else:
+            found += escape(part)
+    return found
 
 
 def _rebuilt(file: File) -> str:
