@@ -6,13 +6,20 @@ damage, so nothing may end with anything but 0.
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from soak.machine import command_line, tree
 from soak.soak import Settings, Soak
+from support.repos import packages, rpm_md
+from support.servers import Servers
 from support.system import require
 
 SHORT = Settings(
@@ -77,3 +84,24 @@ def test_the_judge_sees_what_is_wrong(tmp_path: Path) -> None:
         truth.version_within({**new, "repodata/x": "00" * 32}, None)
     with pytest.raises(WrongError, match="unknown"):
         truth.version({"repodata/x": "00" * 32}, None)
+
+
+def test_workers_of_a_killed_server_end(servers: Servers, tmp_path: Path) -> None:
+    """They would hold the port, and serve by the old settings for ever."""
+    rpm_md(tmp_path / "www", packages(5), types=("primary",))
+    server = servers.mirror(tmp_path / "www", "--workers", "2")
+    deadline = time.monotonic() + 30
+    family: list[int] = []
+    while time.monotonic() < deadline:  # it listens before they are up
+        family = list(tree(server.process.pid))
+        if sum("spawn_main" in command_line(pid) for pid in family) == 2:
+            break
+        time.sleep(0.1)
+    assert httpx.get(f"{server.url}/repodata/repomd.xml", timeout=30).status_code == 200
+    os.kill(server.process.pid, signal.SIGKILL)
+    server.process.wait()
+    deadline = time.monotonic() + 30
+    while any(command_line(pid) for pid in family) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert [command_line(pid) for pid in family if command_line(pid)] == []
+    servers.mirror(tmp_path / "www", "--workers", "2", "--port", str(server.port))
