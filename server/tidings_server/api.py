@@ -8,6 +8,7 @@ this server sends, see ``app.features``.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -20,7 +21,9 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
+from tidings_chunkstore.backends.base import HEAD_NAME
 from tidings_chunkstore.errors import FormatError, StoreError, TidingsError
+from tidings_chunkstore.head import Head
 from tidings_chunkstore.limits import KIB, MIB
 from tidings_chunkstore.places import PackName
 
@@ -30,6 +33,7 @@ from .metrics import Metrics
 from .objects import (
     Changed,
     Entry,
+    Known,
     Objects,
     Receive,
     Scope,
@@ -40,7 +44,7 @@ from .objects import (
     until_gone,
 )
 from .settings import Settings
-from .site import Repository, Site, Target
+from .site import Repository, Signature, Site, Target, signature
 
 log = logging.getLogger("tidings.serve")
 
@@ -207,7 +211,7 @@ async def get_delta(
         raise Refused(404, "no-bundles", "this server makes no bundles")
     try:
         packs = PackName.parse(f"{older}.pack"), PackName.parse(f"{newer}.pack")
-        head = await mirror.thread(repository.head)
+        version, head = await mirror.thread(_versioned, repository)
     except (FormatError, StoreError) as error:
         raise Refused(404, "not-retained", str(error)) from error
     retained = {state.pack for state in head.states[:-1]}
@@ -225,7 +229,19 @@ async def get_delta(
     except TidingsError as error:
         message = "the bundle could not be made"
         raise Refused(503, error.code, message, retry_after=str(RETRY_AFTER)) from error
+    used = functools.partial(mirror.bundles.used, wanted, path)
+    known = Known(path, str(repository.folder / HEAD_NAME), version, used)
+    mirror.objects.know(request.scope, known)
     return Kept(mirror.objects, path)
+
+
+def _versioned(repository: Repository) -> tuple[Signature, Head]:
+    """The head, and a signature of its file that is no later. Raises StoreError."""
+    try:
+        version = signature(os.stat(repository.folder / HEAD_NAME))
+    except OSError as error:
+        raise StoreError(f"{repository.folder}: no head", code="store-missing") from error
+    return version, repository.head()
 
 
 class Kept(Response):

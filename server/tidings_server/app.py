@@ -233,6 +233,10 @@ class Front:
             target = target_of(parts) if parts is not None else None
             if target is not None and target.feature in FEATURES:
                 scope["tidings.target"] = target
+                known = self._objects.recall(scope)
+                if known is not None:
+                    await self._objects.send_kept(known, scope, receive, send)
+                    return
                 await self.api(scope, receive, send)
                 return
         if scope["method"] not in ("GET", "HEAD"):

@@ -34,6 +34,7 @@ _PATIENCE = 25.0  # seconds a request waits for its bundle; the making goes on
 _LONGEST = 300.0  # seconds one making may take
 _AGAIN = 60.0  # seconds before what could not be made is tried again
 _FAILURES = 256  # that are remembered
+_USED = 60.0  # seconds by which the note of a last use may be late
 _INDEX = ".caibx"
 _INDEX_NS = 86_400 * 10**9  # indexes are small, and answer for blobs that are gone: kept longer
 SUFFIX = ".tdb"  #: of bundles, and what is kept like them
@@ -166,6 +167,16 @@ class Bundles:
         except TimeoutError as error:
             self._tell(wanted, "late")
             raise Busy("the bundle is in the making") from error
+
+    def used(self, wanted: Job, path: Path) -> bool:
+        """Whether a bundle that was made is there; it counts as used, give or take a minute."""
+        try:
+            if time.time() - os.stat(path).st_atime > _USED:
+                _touch(path)
+        except (OSError, TidingsError):
+            return False
+        self._tell(wanted, "hit")
+        return True
 
     async def close(self) -> None:
         """Stop what is under way."""

@@ -74,6 +74,16 @@ class Entry:
     zipped: Entry | None = None  #: the same for clients that accept gzip
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """An answer from the cache that stands as long as a head is the one it was asked with."""
+
+    path: Path
+    head: str
+    version: Signature
+    used: Callable[[], bool]  #: counts the file as used; whether it is there
+
+
 class Changed(FileNotFoundError):
     """The file is another one than a moment ago."""
 
@@ -122,6 +132,7 @@ class Objects:
         self._opening: dict[bytes, asyncio.Task[Entry | None]] = {}
         self._keys = itertools.count()
         self._checked: OrderedDict[Signature, bool] = OrderedDict()
+        self._recalled: OrderedDict[tuple[bytes, bytes], Known] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -309,21 +320,49 @@ class Objects:
 
         Not *immutable*: the address may lead to another file tomorrow.
         """
-        loop = asyncio.get_running_loop()
         asked = {name: value for name, value in scope["headers"] if name in _ASKED}
         try:
-            entry = await loop.run_in_executor(self._pool, self._kept, path, immutable)
+            entry = self._kept(path, immutable)
             await self._answer(entry, scope["method"], asked, receive, send)
         except FileNotFoundError:  # it fell to the cache's limit this moment
             await plain(send, 503, b"gone\n", [(b"retry-after", b"1")])
 
     def _kept(self, path: Path, immutable: bool) -> Entry:
-        found = os.stat(path)
-        etag = b'"%b"' % path.stem.encode()
+        found = os.stat(path)  # on a local disk, as in _entry
         # Without its times: that it was used now is written into them.
         version = signature(found)[:3]
-        cache = IMMUTABLE if immutable else REVALIDATE
-        return self._make(str(path), version, found, etag, _ANY, cache, 1)
+        # No path as sent begins so. One entry, so that its pieces are in memory once.
+        key = b"kept:%d:%b" % (immutable, os.fsencode(path))
+        entry = self._entries.get(key)
+        if entry is None or entry.version != version:
+            etag = b'"%b"' % path.stem.encode()
+            cache = IMMUTABLE if immutable else REVALIDATE
+            entry = self._make(str(path), version, found, etag, _ANY, cache, 1)
+            self._remember(key, entry)
+        self._entries.move_to_end(key)
+        return entry
+
+    def know(self, scope: Scope, known: Known) -> None:
+        """Let ``recall`` find an answer to a request by its address."""
+        self._recalled[scope["raw_path"], scope["query_string"]] = known
+        if len(self._recalled) > _ENTRIES:
+            self._recalled.popitem(last=False)
+
+    def recall(self, scope: Scope) -> Path | None:
+        """The file that answers a GET or HEAD, if that is known and stands."""
+        key = (scope["raw_path"], scope["query_string"])
+        known = self._recalled.get(key)
+        if known is None or scope["method"] not in ("GET", "HEAD"):
+            return None
+        try:
+            stands = signature(os.stat(known.head)) == known.version and known.used()
+        except OSError:
+            stands = False
+        if not stands:
+            del self._recalled[key]
+            return None
+        self._recalled.move_to_end(key)
+        return known.path
 
     async def holds(self, raw: bytes) -> bool:
         """Whether there is an object at the path *raw*, readable or not."""
