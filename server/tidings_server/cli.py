@@ -56,9 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _metrics_file(
-    arguments: argparse.Namespace, environment: Mapping[str, str]
-) -> Path | None:
+def _metrics_file(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Path | None:
     """Where this run's metrics go. Each command has its own variable: each has its own file."""
     if arguments.command not in runfile.COMMANDS:
         return None
@@ -195,7 +193,7 @@ def build_parser() -> argparse.ArgumentParser:
             "--metrics",
             dest="metrics_file",
             metavar="FILE",
-            help=f"leave metrics of this run in FILE, for node_exporter [{_metrics_variable(name)}]",
+            help=f"leave metrics of this run in FILE [{_metrics_variable(name)}]",
         )
     return parser
 

@@ -20,6 +20,7 @@ from tidings_chunkstore.errors import StoreError
 from tidings_chunkstore.limits import KIB
 
 from .bundles import SUFFIXES
+from .runfile import number
 from .settings import url_path
 from .site import Repository, Site
 
@@ -178,14 +179,3 @@ def follow_states(state: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
         # The file's name is its repository's: no file can speak for another one.
         if name.removesuffix(".json").replace("%2F", "/") == path:
             yield path, value
-
-
-def number(value: object) -> float | None:
-    """A number that a metric can have; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        found = float(value)
-    except OverflowError:
-        return None
-    return found if 0 <= found < 1e18 else None

@@ -48,16 +48,13 @@ class Ids:
 
     def begin(self, scope: MutableMapping[str, Any]) -> bytes:
         """The request's id; log lines have it from here on."""
-        found = None
+        _SCOPE.set(scope)
         for name, value in scope["headers"]:
             if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-                found = value
-                break
-        if found is None:
-            found = f"{self._prefix}{next(self._numbers):06x}".encode()
-        scope[ID] = str(found, "ascii")
-        _SCOPE.set(scope)
-        return bytes(found)
+                scope[ID] = str(value, "ascii")
+                return bytes(value)
+        scope[ID] = made = f"{self._prefix}{next(self._numbers):06x}"
+        return made.encode()
 
 
 class Pool(ThreadPoolExecutor):
