@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -189,7 +189,7 @@ class Front:
         first = b""
         whole = False
 
-        async def watched(message: Message) -> None:
+        def watched(message: Message) -> Awaitable[None]:
             nonlocal status, sent, first, whole
             if message["type"] == "http.response.body":
                 body = message.get("body", b"")
@@ -200,7 +200,7 @@ class Front:
             else:
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), id_header]
-            await send(message)
+            return send(message)  # no coroutine of its own: this is for each of them
 
         try:
             await self._answer(scope, receive, watched)
