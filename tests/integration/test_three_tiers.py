@@ -141,7 +141,7 @@ def make_tiers(
 def replay_rpm(tiers: Tiers, history: list[Path], path: str, folder: Path) -> list[str]:
     """Step by step; the lines of a table."""
     url = f"{tiers.edge.url}/{path}/"
-    machines = [Dnf(folder / "dnf", url), Zypper(folder / "zypper", url)]
+    machines: list[Dnf | Zypper] = [Dnf(folder / "dnf", url), Zypper(folder / "zypper", url)]
     lines = []
     for number, version in enumerate(history):
         tiers.put(path, version)
