@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from . import delta, reach
+from . import delta, deltamake, reach
 from .errors import FormatError, InputError
 from .ids import ContentId
 from .limits import LIMITS
@@ -147,7 +147,7 @@ class _Maker:
         best = None
         for bases in choices:
             budget = delta.Budget(self.budget.seconds, limit)
-            made = delta.make(bases, content.id, target, budget=budget)
+            made = deltamake.make(bases, content.id, target, budget=budget)
             if made is not None:
                 best, limit = made, len(made)
         if best is not None and content.size <= SMALL:

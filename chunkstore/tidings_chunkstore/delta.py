@@ -6,7 +6,7 @@ before it, is old text: the whole bases, or what lies around the ends of the cop
 from the operations, so no list of ranges is stored. Several bases are addressed as if they lay one
 after another. Byte tables: docs/format.md, "Delta sections".
 
-Applying needs the standard library and zstd only; ``make`` loads its machinery when it is called.
+Applying needs the standard library and zstd only; ``deltamake`` makes sections.
 """
 
 from __future__ import annotations
@@ -151,23 +151,6 @@ class FileReader:
 def reader_of(data: Buffer) -> RandomReader:
     """A base that lies in memory."""
     return BufferReader(data)
-
-
-def make(
-    bases: Sequence[tuple[ContentId, Buffer]],
-    target_id: ContentId,
-    target: Buffer,
-    *,
-    budget: Budget = Budget(),
-) -> bytes | None:
-    """A section that leads from *bases* (16 at most, none is legal) to *target*.
-
-    None when it would not stay below ``budget.limit``, or not be ready in time. A section is
-    applied before it is given out: raises VerificationError when *target_id* is not the target's.
-    """
-    from .deltamake import make_section  # fastcdc is for those who publish
-
-    return make_section(bases, target_id, target, budget)
 
 
 def inspect(section: Buffer) -> DeltaInfo:

@@ -63,6 +63,8 @@ _WORTHWHILE = 19  #: below this level zstd is not tried when there is a section
 _WARM = 8 * KIB  #: fewer new bytes than this and LZMA, which starts cold, gains nothing
 _LZMA = 24 * MIB  #: prefix and new bytes; liblzma takes about 12 times as much memory
 
+_USUAL = Budget()
+
 _Row: TypeAlias = tuple[int, int, int]
 
 
@@ -94,13 +96,18 @@ class _Clock:
             raise OutOfTime
 
 
-def make_section(
+def make(
     bases: Sequence[tuple[ContentId, Buffer]],
     target_id: ContentId,
     target: Buffer,
-    budget: Budget,
+    *,
+    budget: Budget = _USUAL,
 ) -> bytes | None:
-    """See ``delta.make``."""
+    """A section that leads from *bases* (16 at most, none is legal) to *target*.
+
+    None when it would not stay below ``budget.limit``, or not be ready in time. A section is
+    applied before it is given out: raises VerificationError when *target_id* is not the target's.
+    """
     if len(bases) > LIMITS.delta_bases:
         raise InputError(f"{len(bases)} bases are above the limit of {LIMITS.delta_bases}")
     clock = _Clock(budget.seconds)

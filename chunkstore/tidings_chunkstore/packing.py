@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from . import chunker, delta, frames, index
+from . import chunker, delta, deltamake, frames, index
 from .ids import ChunkId, ContentId, FileId
 from .limits import KIB, MIB
 from .pack import Content, Dictionary, Edge, FrameRun, PackWriter, Snapshot, Toc
@@ -179,7 +179,7 @@ class Packer:
             limit = min(limit, int(len(alone.data) * _WORTH))
         section = None
         if previous is not None and limit > 0:
-            section = delta.make(
+            section = deltamake.make(
                 [(previous.id, previous.read())],
                 content,
                 data,
@@ -196,7 +196,7 @@ class Packer:
         self, track: str, content: ContentId, data: bytes, published_size: int, base: Base
     ) -> None:
         """Make a direct edge from an older snapshot's content."""
-        section = delta.make(
+        section = deltamake.make(
             [(base.id, base.read())],
             content,
             data,
@@ -255,10 +255,10 @@ class Packer:
         """The best section that needs no older content, for a small content."""
         best = None
         if len(data) <= ALONE:
-            best = _Section(track, None, (), _must(delta.make([], content, data)))
+            best = _Section(track, None, (), _must(deltamake.make([], content, data)))
         for other, other_id, other_data in helpers if len(data) <= SMALL else ():
             limit = int((len(best.data) if best else len(data)) * _WORTH)
-            section = delta.make(
+            section = deltamake.make(
                 [(other_id, other_data)], content, data, budget=delta.Budget(limit=limit)
             )
             if section is not None:

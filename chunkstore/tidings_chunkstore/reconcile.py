@@ -426,7 +426,9 @@ def make_answer(
     """The answer about one track; None where no delta comes within the budget."""
     view = memoryview(data).cast("B")
     text = b"".join(view[start:end] for start, end in common.spans)
-    section = delta.make([(ContentId.of(text), text)], target, view, budget=budget)
+    from . import deltamake  # its machinery is for those who make
+
+    section = deltamake.make([(ContentId.of(text), text)], target, view, budget=budget)
     return None if section is None else ANSWER_MAGIC + common.bitmap + section
 
 

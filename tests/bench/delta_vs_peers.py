@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tidings_chunkstore import delta
+from tidings_chunkstore import delta, deltamake
 from tidings_chunkstore.ids import ContentId
 from tidings_chunkstore.zstd import zstd
 
@@ -96,7 +96,7 @@ def measure(
                 peers[key] = peer_sizes(before, after, out, ".xml" in name)
         begun = time.monotonic()
         budget = delta.Budget(seconds=seconds)
-        section = delta.make([(ContentId.of(old), old)], ContentId.of(new), new, budget=budget)
+        section = deltamake.make([(ContentId.of(old), old)], ContentId.of(new), new, budget=budget)
         made = time.monotonic()
         if section is None:
             raise SystemExit(f"{key}: no delta")

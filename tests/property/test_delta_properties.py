@@ -7,7 +7,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidings_chunkstore import delta
+from tidings_chunkstore import delta, deltamake
 from tidings_chunkstore.delta import Buffer, reader_of
 from tidings_chunkstore.errors import FormatError, VerificationError
 from tidings_chunkstore.ids import ContentId
@@ -66,7 +66,7 @@ def test_random_edits_of_any_bases(
     bases = [content(seed + n, size // n, alphabet) for n in range(1, others + 1)]
     bases.insert(seed % (others + 1), old)
     target = edited(old, steps)
-    section = delta.make([(ContentId.of(b), b) for b in bases], ContentId.of(target), target)
+    section = deltamake.make([(ContentId.of(b), b) for b in bases], ContentId.of(target), target)
     assert section is not None
     result = bytearray()
     delta.apply(section, [reader_of(base) for base in bases], result.extend)

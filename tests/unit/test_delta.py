@@ -35,7 +35,7 @@ def records(count: int, seed: int = 1) -> list[bytes]:
 
 
 def make(bases: Sequence[bytes], target: bytes) -> bytes:
-    section = delta.make(
+    section = deltamake.make(
         [(ContentId.of(base), base) for base in bases], ContentId.of(target), target
     )
     assert section is not None
@@ -177,13 +177,13 @@ def test_a_file_is_a_base(tmp_path: Path) -> None:
 def test_no_section_above_the_limit() -> None:
     noise = random.Random(7).randbytes(3 * MIB)
     arguments = [(ContentId.of(OLD), OLD)], ContentId.of(noise), noise
-    assert delta.make(*arguments, budget=Budget(limit=len(noise) * 9 // 10)) is None
-    assert delta.make([], ContentId.of(b"abc"), b"abc", budget=Budget(limit=20)) is None
+    assert deltamake.make(*arguments, budget=Budget(limit=len(noise) * 9 // 10)) is None
+    assert deltamake.make([], ContentId.of(b"abc"), b"abc", budget=Budget(limit=20)) is None
 
 
 def test_a_wrong_target_id_is_the_callers_error() -> None:
     with pytest.raises(VerificationError):
-        delta.make([(ContentId.of(OLD), OLD)], ContentId.of(OLD), NEW)
+        deltamake.make([(ContentId.of(OLD), OLD)], ContentId.of(OLD), NEW)
 
 
 def test_too_many_bases() -> None:
