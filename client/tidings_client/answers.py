@@ -10,6 +10,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 import httpx
@@ -28,10 +29,18 @@ BATCH_REQUEST = 1 * MIB
 
 SKIP = 256 * KIB  #: bytes of a 200 that are read past to reach the wanted range
 _DRAINED = 16 * KIB
-_STILL = 60  # seconds
+_FRESH, _STILL = 2, 60  # seconds that a file has lain still
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(?:\d{1,19}|\*)", re.ASCII)
 _MISSING = frozenset({404, 410})
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+@dataclass(frozen=True, slots=True)
+class Validators:
+    """What a server said of a document, to ask later whether it is still the same (RFC 9110)."""
+
+    etag: str | None = None
+    modified: str | None = None  #: Last-Modified, where it is a strong validator
 
 
 class Batch:
@@ -166,19 +175,21 @@ def decoded(answer: httpx.Response, limit: int, mirror: Mirror, path: str) -> It
         )
 
 
-def strong_time(headers: Mapping[str, str]) -> str | None:
-    """Last-Modified, where it can stand for the very bytes (RFC 9110, section 8.8.2.2).
+def validators_of(headers: Mapping[str, str]) -> Validators:
+    """What of an answer's headers can stand for the very bytes (RFC 9110, section 8.8.2.2).
 
-    It counts in seconds: only a file that has lain still for a minute is told apart by it.
+    Last-Modified counts in seconds, and web servers make an ETag of it and the size: a file that
+    was written in this very second may be written again in it.
     """
-    modified, date = headers.get("last-modified"), headers.get("date")
-    if modified is None or date is None:
-        return None
+    etag, modified = headers.get("etag"), headers.get("last-modified")
+    if modified is None:
+        return Validators(etag)
     try:
-        age = parsedate_to_datetime(date) - parsedate_to_datetime(modified)
+        age = parsedate_to_datetime(headers.get("date", "")) - parsedate_to_datetime(modified)
     except (ValueError, TypeError):
-        return None
-    return modified if age.total_seconds() >= _STILL else None
+        return Validators(etag)
+    seconds = age.total_seconds()
+    return Validators(etag if seconds >= _FRESH else None, modified if seconds >= _STILL else None)
 
 
 def _retry_after(text: str | None) -> float:

@@ -34,6 +34,7 @@ from .answers import (
     BATCH_BYTES,
     SKIP,
     Batch,
+    Validators,
     Wanted,
     bounded,
     decoded,
@@ -41,7 +42,7 @@ from .answers import (
     expect,
     promised,
     range_body,
-    strong_time,
+    validators_of,
 )
 from .mirrors import Failed, Mirror, Page, next_url, remember
 from .transport import NETWORK_ERRORS, TIMEOUTS, UNREACHABLE, Meter, Transport
@@ -49,7 +50,7 @@ from .transport import NETWORK_ERRORS, TIMEOUTS, UNREACHABLE, Meter, Transport
 if TYPE_CHECKING:
     from .guard import Guard
 
-__all__ = ["HeadAnswer", "Remote", "RemoteSettings", "Wanted"]
+__all__ = ["HeadAnswer", "Looked", "Remote", "RemoteSettings", "Validators", "Wanted"]
 
 Check = Callable[[int, bytes], object]
 Sink = Callable[[bytes], object]
@@ -78,14 +79,6 @@ class RemoteSettings:
     redirects: int = 5
     user_agent: str = "tidings/0.1"
     guard: Guard | None = None  #: where connections may go; None: wherever URLs lead
-
-
-@dataclass(frozen=True, slots=True)
-class Validators:
-    """What a server said of a document, to ask later whether it is still the same (RFC 9110)."""
-
-    etag: str | None = None
-    modified: str | None = None  #: Last-Modified, where it is a strong validator
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,9 +235,7 @@ class Remote:
                     return Looked(None, known)
                 expect(answer, 200, mirror, path)
                 data = b"".join(decoded(answer, limit, mirror, path))
-                return Looked(
-                    data, Validators(answer.headers.get("etag"), strong_time(answer.headers))
-                )
+                return Looked(data, validators_of(answer.headers))
 
         return self._anywhere(path, attempt, limit, among=self._mirrors[:1])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -248,6 +249,7 @@ class Mirrors:
     def __init__(self, server: Misbehaving, *names: str) -> None:
         self.server = server
         self.names = names
+        self.writes = 0
         self.origin = plain(server.root / "origin", 30)
         self.history = [(self.main(), self.time())]
         for name in names:
@@ -276,7 +278,10 @@ class Mirrors:
         options.setdefault("timestamp", when)
         bases = [f"{self.server.url}/{name}" for name in self.names]
         text = metalink(newest, bases, older, **options)  # type: ignore[arg-type]
-        (self.server.root / "metalink").write_bytes(text)
+        file = self.server.root / "metalink"
+        file.write_bytes(text)
+        self.writes += 1
+        os.utime(file, (START + self.writes, START + self.writes))
 
     @property
     def url(self) -> str:
