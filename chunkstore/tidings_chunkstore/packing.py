@@ -30,12 +30,23 @@ _TRAIN = 1 * MIB
 #: A delta above this share of the published file saves too little to be made.
 PAYS = 0.9
 
-#: New frames above this share of the published file serve nobody: a client without a known base
-#: does as well with the whole file. The content is then stored by its delta alone ...
-_FRAMES_PAY = 0.2
-#: ... as long as no more than this many deltas lead to it.
-MAX_DEPTH = 8
+#: New frames and index above this share of the published file serve nobody: a client without a
+#: known base does as well with the whole file. The content is then stored by its delta alone.
+_FRAMES_PAY = 0.15
+#: The share falls as the store fills, by so much for each time that it has the published files'
+#: size, to nothing at the second number: then files whose frames are small still have theirs.
+_FILLING = 0.067
+_FULL = 4.5
+#: What so many snapshots did not use the next one may: one large change does not end it.
+_SAVED_UP = 3
 _SAMPLES = 48
+_INDEXED = 7  #: about the bytes that an index has for a chunk
+
+#: No more than this many deltas lead to a content, ...
+MAX_DEPTH = 32
+#: ... and above the second number no more than so many bytes are rebuilt on the way to it.
+_EASY_DEPTH = 8
+_REBUILT = 512 * MIB
 
 Known = Mapping[ChunkId, tuple[Span, Span | None]]
 
@@ -79,10 +90,13 @@ class _Section:
 
 @dataclass(slots=True)
 class Packer:
-    """Fills the pack of snapshot *serial*. *known* are the chunks that older packs hold."""
+    """Fills the pack of snapshot *serial*. *known* are the chunks that older packs hold, *fill* is
+    how many times the size of the published files they have.
+    """
 
     serial: int
     known: Known
+    fill: float = 0.0
     tally: Tally = field(default_factory=Tally)
     _writer: PackWriter = field(init=False)
     _own: dict[ChunkId, tuple[Span, Span | None]] = field(default_factory=dict)
@@ -122,10 +136,11 @@ class Packer:
             if chunk not in self.known and chunk not in self._own
         }
         edged = any(edge.track == track for edge in (*self._edges, *self._alone))
-        if edged and depth <= MAX_DEPTH:
+        if edged and bearable(depth, len(data)):
+            share = min(_FRAMES_PAY, _FILLING * (_FULL - self.fill))
+            allowed = (published_size * share - _INDEXED * len(ids)) * min(depth, _SAVED_UP)
             dictionary = pinned.dictionary_bytes if pinned else b""
-            estimate = _estimate(list(fresh.values()), dictionary)
-            if estimate > published_size * _FRAMES_PAY:
+            if _estimate(list(fresh.values()), dictionary) > allowed:
                 return
         place: Span | None = None
         dictionary = b""
@@ -278,6 +293,11 @@ class Packer:
                 self.tally.edges + span.length,
             )
         return edges
+
+
+def bearable(depth: int, size: int) -> bool:
+    """Whether *depth* deltas may lead to a content of *size* bytes: publish reads through them."""
+    return depth <= _EASY_DEPTH or (depth <= MAX_DEPTH and depth * size <= _REBUILT)
 
 
 def _estimate(chunks: Sequence[memoryview], dictionary: bytes) -> float:

@@ -186,7 +186,9 @@ class _Publish:
             )
         self._located = self.store.locate(tocs)
         serial = self._next_serial(before, before_bytes)
-        packer = packing.Packer(serial, self._known(before, tocs))
+        stored = sum(self.backend.size(str(name)) or 0 for name in names)
+        fill = stored / max(1, sum(source.size for source in sources))
+        packer = packing.Packer(serial, self._known(before, tocs), fill)
         self._head, self._last, self._tocs = before, last, tocs
         with self._pool:
             for source in sources:

@@ -101,7 +101,14 @@ class Store:
         # gc tells of deltas in newer packs than those that hold them: any order has to do. It ends,
         # as depths only fall; nearly all is found in the first round.
         edges = list(_edges(tocs))
-        while _reach_further(edges, found):
+        there = {name for name, _ in tocs}
+        present = [edge for edge in edges if edge.edge and edge.edge.pack in there]
+        while _reach_further(present, found):
+            pass
+        # A pack that told where a delta lay outlives it when gc moves the delta once more. Only
+        # what is nowhere else is looked for there, so that it can be said what is missing.
+        gone = [edge for edge in edges if edge.id not in found]
+        while _reach_further(gone, found):
             pass
         return found
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from support.stores import History, assert_whole
-from tidings_chunkstore import gc, head
+from tidings_chunkstore import gc, head, packing
 from tidings_chunkstore.publisher import Options as PublishOptions
 from tidings_chunkstore.store import Store
 
@@ -59,14 +60,21 @@ def read_as_a_client(store: Store, old: head.Head) -> None:
 
 
 @settings(
-    max_examples=10,
+    max_examples=14,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-@given(histories, st.sampled_from([0, 100]))
-def test_what_is_retained_reads_back(steps: list[Publish | Collect], grace: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+@given(histories, st.sampled_from([0, 100]), st.sampled_from([(0.2, 32), (0.0, 32), (0.0, 3)]))
+def test_what_is_retained_reads_back(
+    steps: list[Publish | Collect], grace: int, storing: tuple[float, int]
+) -> None:
+    """*storing*: the share that frames may take (0.0: chains of deltas alone) and their depth."""
+    pays, depth = storing
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.multiple(packing, _FRAMES_PAY=pays, MAX_DEPTH=depth, _EASY_DEPTH=depth),
+    ):
         history = History(Path(folder) / "repo", count=60)
         versions = []
         heads: list[tuple[int, head.Head]] = []  # with the time when each was replaced

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support import repos
-from tidings_chunkstore import delta, head, publisher, reach, recipe
+from tidings_chunkstore import delta, head, packing, publisher, reach, recipe
 from tidings_chunkstore.backends import LocalBackend
 from tidings_chunkstore.backends.base import HEAD_NAME
 from tidings_chunkstore.errors import InputError, LockedError, StoreError, UnsettledError
@@ -301,8 +301,11 @@ def test_apt_trees(tmp_path: Path) -> None:
         assert store.content(ContentId.of(opened), located) == opened
 
 
-def test_a_contents_long_history_stays_readable(tmp_path: Path) -> None:
+def test_a_contents_long_history_stays_readable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Contents that change all over are stored by their deltas, with a whole one now and then."""
+    monkeypatch.setattr(packing, "MAX_DEPTH", 8)
     mirror = Mirror(tmp_path / "repo", count=120)
     mirror.publish()
     for _ in range(12):
@@ -311,7 +314,30 @@ def test_a_contents_long_history_stays_readable(tmp_path: Path) -> None:
     store = mirror.store
     located = store.locate(store.tocs(store.pack_names()))
     depths = [stored.depth for stored in located.values()]
-    assert 1 < max(depths) <= 8
+    assert max(depths) == 8
+    sizes = [path.stat().st_size for path in sorted((mirror.root / "tidings").glob("*.pack"))]
+    assert [number for number, size in enumerate(sizes) if size > 2 * sorted(sizes)[6]] == [0, 9]
+
+
+def test_long_chains_are_for_small_contents() -> None:
+    mib = 1 << 20
+    assert packing.bearable(packing.MAX_DEPTH, 16 * mib)
+    assert not packing.bearable(packing.MAX_DEPTH, 17 * mib)
+    assert not packing.bearable(packing.MAX_DEPTH + 1, 1)
+    assert packing.bearable(8, 4096 * mib)
+    assert not packing.bearable(9, 120 * mib)
+
+
+@pytest.mark.parametrize(("full", "some"), [(40.0, True), (1.0, False)])
+def test_a_store_that_is_full_takes_no_more_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: float, some: bool
+) -> None:
+    monkeypatch.setattr(packing, "_FULL", full)
+    mirror = Mirror(tmp_path / "repo", count=400)
+    mirror.publish()
+    frames = mirror.step(0.003).tally.frames
+    assert (frames > 0) is some
+    assert_whole(mirror)
 
 
 def test_a_mirror_in_the_middle_of_its_rsync_is_not_published(mirror: Mirror) -> None:
