@@ -172,7 +172,11 @@ class _Repair:
             found = None
         if found is not None:
             differs = any(f.code == "head-differs" for f in self.report.before.findings)
-            if not differs:
+            present = set(store.pack_names())
+            # A damaged head may name a pack that never was, instead of the one that is there.
+            meant = {name.serial for name in present - damaged}
+            astray = any(s.pack not in present and s.serial in meant for s in found.states)
+            if not (differs or astray):
                 return found
         doomed = condemned.read(self.backend).keys() | damaged
         rebuilt = reach.rebuild(store, doomed) or reach.rebuild(store)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support.stores import DyingBackend, History, KilledError, PackFolder, assert_whole
-from tidings_chunkstore import gc, layout
+from tidings_chunkstore import gc, head, layout
 from tidings_chunkstore import repair as repairing
 from tidings_chunkstore.backends.base import HEAD_NAME
 from tidings_chunkstore.check import check
 from tidings_chunkstore.errors import InputError
+from tidings_chunkstore.places import PackName
 from tidings_chunkstore.publisher import Options as PublishOptions
 from tidings_chunkstore.repair import repair
 
@@ -68,6 +70,25 @@ def test_a_head_comes_from_the_packs(history: History) -> None:
         assert report.whole
         assert history.serials()[-4:] == [2, 3, 4, 5]
         assert_whole(history.store, history.published)
+
+
+@pytest.mark.parametrize("place", [0, 2, -1])
+def test_a_head_that_names_a_pack_that_never_was(history: History, place: int) -> None:
+    """One flipped byte in it can do that: the pack that is meant is there, and nothing is lost."""
+    now = history.head()
+    states = list(now.states)
+    name = states[place].pack
+    wrong = PackName(name.serial, bytes([name.id[0] ^ 1]) + name.id[1:])
+    data = (history.folder / HEAD_NAME).read_bytes()
+    states[place] = replace(states[place], pack=wrong)
+    (history.folder / HEAD_NAME).write_bytes(head.encode(replace(now, states=tuple(states))))
+    assert check(history.backend).damaged
+    report = repair(history.backend)
+    assert report.whole
+    assert report.head_rebuilt
+    assert not report.lost
+    assert not report.condemned
+    assert history.head().states[-len(states) :] == head.decode(data).states
 
 
 def test_chunks_come_from_the_published_files(history: History) -> None:
