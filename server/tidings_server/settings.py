@@ -428,8 +428,8 @@ def _amiss(said: Mapping[str, object]) -> list[str]:
         problems.append(f"root is missing (or an upstream: {', '.join(_WAYS)})")
     if len(ways) > 1:
         problems.append(f"{' and '.join(ways)}: one upstream is wanted")
-    if "root" in said and "types" in said and ways:
-        problems.append("types with root: what is published must be whole; leave one of them out")
+    if "root" in said and "types" in said and ways and said.get("layout") != "apt":
+        problems.append("types with root: a published repodata/ is whole; leave one of them out")
     if not ways:
         problems += [f"{key} without {', '.join(_WAYS)}" for key in _UPSTREAM if key in said]
     elif "root" not in said:
