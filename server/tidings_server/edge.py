@@ -18,7 +18,7 @@ from tidings_chunkstore.errors import InputError, LocalError
 from .bundles import default_folder
 from .edge_rules import Kind, archive, by_hash, kind_of, location
 from .edge_states import Held, Status, View
-from .edge_upstream import Pool, Told, Upstream
+from .edge_upstream import Pool, Stopping, Told, Upstream
 from .objects import Headers, Objects, Receive, Scope, Send, plain
 from .settings import Settings
 from .site import split_path
@@ -97,13 +97,16 @@ class Edge:
             log.error("%s: %s", upstream.path, error)
             await plain(send, 503, _local(error.code), [(b"retry-after", b"%d" % _SOON)])
             how = "failed"
+        except Stopping:
+            await plain(send, 503, b"this edge is stopping\n", [(b"retry-after", b"1")])
+            how = "failed"
         if self._told is not None:
             self._told.edge(upstream.path, how)
 
     async def _answered(
         self, upstream: Upstream, parts: Sequence[str], scope: Scope, receive: Receive, send: Send
     ) -> str:
-        """Answer, and say how. Raises LocalError before anything is sent."""
+        """Answer, and say how. Raises LocalError and Stopping before anything is sent."""
         rest = "/".join(parts)
         kind = kind_of(rest)
         if kind is Kind.STORE:

@@ -29,7 +29,6 @@ _COLD = 25.0  # seconds a request waits when nothing is held: below the 30 that 
 _WARM = 10.0  # seconds a look may take before what is held is given out
 _LONGEST = 3600.0  # seconds one look may take; what it fetched is kept for the next
 _AT_ONCE = 4  # looks at a time in one process
-_SAID_MAX = 64 * 1024
 
 
 class Told(Protocol):
@@ -42,6 +41,10 @@ class Told(Protocol):
 
     def edge(self, repository: str, state: str) -> None:
         """A request was answered: ``fresh``, ``stale``, ``redirect``, ``missing``, ``failed``."""
+
+
+class Stopping(Exception):
+    """The server was told to stop while a request waited."""
 
 
 class Upstream:
@@ -91,7 +94,10 @@ class Upstream:
         return self._last if own.checked > view.status.looks.checked else view.status
 
     async def renewed(self) -> View:
-        """What is held after asking the upstream if that is due. Raises LocalError."""
+        """What is held after asking the upstream if that is due.
+
+        Raises LocalError, and Stopping when the server is told to stop meanwhile.
+        """
         view = await self.view()
         held = view.current is not None
         now = time.time()
@@ -104,7 +110,11 @@ class Upstream:
         # With something in hand, all wait for the same moment; else each for its own.
         patience = self._started + _WARM - time.monotonic() if held else _COLD
         if patience > 0:
-            await asyncio.wait([self._look], timeout=patience)
+            try:
+                await asyncio.wait([self._look], timeout=patience)
+            except asyncio.CancelledError as error:
+                # The server cancels at the end of its grace, and nothing was sent yet.
+                raise Stopping from error
         return await self.view()
 
     @property
@@ -167,17 +177,23 @@ class Upstream:
             stdout=asyncio.subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             async with asyncio.timeout(_LONGEST):
                 # By standard input: a URL may have credentials, and arguments are for all to see.
-                said, _ = await process.communicate(json.dumps(request, default=str).encode())
+                # It stays open: the worker ends with this process, however that ends.
+                process.stdin.write(json.dumps(request, default=str).encode() + b"\n")
+                await process.stdin.drain()
+                said = await process.stdout.readline()
+                await process.wait()
         finally:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
         if process.returncode != 0:
             raise LocalError(f"the fetch ended with {process.returncode}")
-        return Looked.decode(said[:_SAID_MAX])
+        return Looked.decode(said)
 
 
 class Pool:

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import sys
+import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +27,8 @@ from .edge_states import Held, Problem, Status
 
 if TYPE_CHECKING:
     from .upstream import Fetched
+
+_REQUEST_MAX = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,8 @@ class Looked:
 
 def main() -> int:
     """Answer the request on standard input; the exit code is 0 whenever there is an answer."""
-    request = json.load(sys.stdin)
+    request = json.loads(sys.stdin.readline(_REQUEST_MAX))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     held = Held(Path(request["folder"]), request["path"])
     try:
         held.folder.mkdir(parents=True, exist_ok=True)
@@ -61,6 +67,7 @@ def main() -> int:
     except (LocalError, OSError) as error:
         looked = Looked(_after(held, request, error, 0.0))
     sys.stdout.buffer.write(looked.encode())
+    sys.stdout.buffer.flush()
     return 0
 
 
@@ -134,6 +141,14 @@ def _after(held: Held, request: dict[str, Any], error: Exception, seconds: float
     except LocalError:
         before = Status(request["path"])
     return before.failed(time.time(), problem, round(seconds, 3))
+
+
+def _end_with_parent() -> None:
+    """End when the server does. What was fetched is kept for the next look."""
+    with suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    os._exit(1)
 
 
 if __name__ == "__main__":

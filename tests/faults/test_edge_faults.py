@@ -25,7 +25,7 @@ PATH = "many/43"
 
 
 def get(edge: RunningEdge, name: str = "repodata/repomd.xml") -> httpx.Response:
-    return httpx.get(f"{edge.url}/{PATH}/{name}", timeout=60)
+    return httpx.get(f"{edge.url}/{PATH}/{name}", timeout=60, verify=False)
 
 
 def repomd(repository: Repository) -> bytes:

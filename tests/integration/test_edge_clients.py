@@ -313,3 +313,33 @@ def test_apt_follows_the_mirror_by_its_deltas(kind: str, tmp_path: Path, servers
     assert all('"status": 200' in line for line in by_hash)
     deb = archive.root / archive.pool / "tale_3_all.deb"
     assert apt.download() == deb.read_bytes()
+
+
+def test_apt_reads_what_is_not_held_from_the_upstream(tmp_path: Path, servers: Servers) -> None:
+    """Of two types in the Release the edge keeps one: the other is a redirect away."""
+    require("apt-get")
+    archive = Archive(tmp_path / "www" / "deb", by_hash=True, flat=False)
+    archive.write(1)
+    (archive.suite / "main" / "source").mkdir()
+    (archive.suite / "main" / "source" / "Sources").write_bytes(b"")
+    empty = hashlib.sha256(b"").hexdigest()
+    release = archive.suite / "Release"
+    release.write_text(
+        release.read_text().replace("SHA256:\n", f"SHA256:\n {empty} 0 main/source/Sources\n")
+    )
+    by_hash = archive.suite / archive.index / "by-hash"
+    for name in ("Packages", "Packages.gz"):
+        data = (archive.suite / archive.index / name).read_bytes()
+        for algorithm in ("SHA256", "SHA512"):
+            (by_hash / algorithm).mkdir(parents=True, exist_ok=True)
+            (by_hash / algorithm / hashlib.new(algorithm, data).hexdigest()).write_bytes(data)
+    origin = servers.misbehaving(tmp_path / "www")
+    here = "deb/dists/stable/updates"
+    repos = {here: {"urls": [f"{origin.url}/{here}"], "types": ["sources"]}}
+    edge = start_edge(servers, tmp_path / "edge", repos)
+    apt = Apt(tmp_path / "client", f"{edge.url}/deb stable/updates main")
+    apt.update()
+    assert apt.version() == "1"
+    fetched = [seen.path for seen in origin.seen if "Packages" in seen.path]
+    assert fetched == [], "not by name"
+    assert any("/by-hash/" in seen.path for seen in origin.seen)
