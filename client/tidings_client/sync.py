@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PlanResult", "Progress", "SyncOptions", "SyncResult", "plan", "sync"]
 
+_FAILOVER = "failover"  # the code of a note
+
 
 def sync(options: SyncOptions, remote: Remote, progress: Progress | None = None) -> SyncResult:
     """Bring ``options.dest`` to what the mirrors publish, verified to the last byte.
@@ -36,7 +38,7 @@ def sync(options: SyncOptions, remote: Remote, progress: Progress | None = None)
     """
     started = time.monotonic()
     progress = progress or Silent()
-    remote.on_failover(lambda text: progress.note(text, code="failover"))
+    remote.on_failover(lambda text: progress.note(text, code=_FAILOVER))
     with Destination(options.dest) as dest:
         try:
             state = states.load(dest.work_read(states.STATE, states.LIMIT))
@@ -61,7 +63,7 @@ def plan(options: SyncOptions, remote: Remote, progress: Progress | None = None)
     from .update import Update
 
     progress = progress or Silent()
-    remote.on_failover(lambda text: progress.note(text, code="failover"))
+    remote.on_failover(lambda text: progress.note(text, code=_FAILOVER))
     with Destination(options.dest, create=False) as dest:
         state = states.load(dest.work_read(states.STATE, states.LIMIT))
         ask = Ask.of(dest, state, options, remote)
