@@ -58,7 +58,7 @@ def make_app(settings: Settings) -> Front:
     counted = _metrics(settings, site, pool, bundles)
     shared = Shared(settings, site, objects, pool, bundles, counted)
     observers: list[Observer] = [counted.observe] if counted is not None else []
-    edge = make_edge(settings, objects, pool)
+    edge = make_edge(settings, objects, pool, counted)
     api = _api(shared, edge)
     return Front(api, objects, edge, observers=observers, access_log=settings.serve.access_log)
 

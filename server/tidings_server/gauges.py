@@ -75,8 +75,9 @@ class Gauges:
         if self._read is not None and now < self._read[0] + _KEPT and self._read[1] == wanted:
             return self._read[2]
         rows: Rows = {}
+        held = set(self._site.names())
         for name in sorted(wanted):
-            for metric, found in self._repository(name):
+            for metric, found in self._repository(name, name in held):
                 rows.setdefault(metric, []).append(((label(name),), found))
         if self._cache is not None:
             rows["tidings_cache_bytes"] = [((), float(_cache_bytes(self._cache)))]
@@ -91,10 +92,11 @@ class Gauges:
         self._read = (time.monotonic(), wanted, rows)
         return rows
 
-    def _repository(self, name: str) -> Iterator[tuple[str, float]]:
+    def _repository(self, name: str, held: bool) -> Iterator[tuple[str, float]]:
         found = self._site.repository(name)
         if found is None:
-            yield "tidings_repository_up", 0
+            if held:  # one that is pulled through has no store
+                yield "tidings_repository_up", 0
             return
         try:
             head = found.head()

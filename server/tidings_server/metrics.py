@@ -203,7 +203,7 @@ class Metrics:
         cell = self._series.get(key)
         if cell is None:
             if len(self._series) >= _CELLS:
-                route, key = "other", b""
+                route, key = "other", b"other"
             cell = self._series.setdefault(key, _Cell(route))
         if len(self._cells) < _CELLS:
             self._cells[raw] = cell
@@ -409,10 +409,13 @@ class Metrics:
 
 
 def _route_of(scope: Mapping[str, Any], raw: bytes) -> tuple[str, bytes]:
-    """A request's route, and what it is counted together with: for a file its folder."""
+    """A request's route, and what it is counted together with: for a file its folder.
+
+    Paths begin with a slash, so a word alone is nobody's path.
+    """
     said = scope.get("tidings.route")
     if said is not None:
-        return (said, said.encode()) if said in ROUTES else ("other", b"")
+        return (said, said.encode()) if said in ROUTES else ("other", b"other")
     if b"/tidings/" in raw:
         target = _target(raw)
         if target is not None:

@@ -65,6 +65,13 @@ def test_an_update_costs_a_delta_and_every_file_comes_whole(
     assert status["total_changes"] == 3
     assert status["error"] is None
     assert status["total_bytes_received"] < status["total_bytes_full"]
+    counted = get(f"{edge.url}/metrics").text
+    looks = re.search(
+        rf'tidings_upstream_fetches_total{{repository="{PATH}",result="good"}} (\d)', counted
+    )
+    assert looks is not None
+    assert int(looks[1]) >= 5
+    assert f'tidings_edge_answers_total{{repository="{PATH}",state="fresh"}}' in counted
 
 
 def test_static_hosts_and_hosts_without_tidings(tmp_path: Path, servers: Servers) -> None:

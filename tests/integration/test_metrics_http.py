@@ -51,7 +51,10 @@ def servers(tmp_path: Path) -> Iterator[Servers]:
 
 def run(module: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True
+        [sys.executable, "-m", module, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
