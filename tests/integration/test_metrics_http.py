@@ -201,7 +201,7 @@ def test_what_whole_files_would_have_taken(
 ) -> None:
     """A real client's update: the files that changed, whole, however Tidings sent them."""
     top, dest = trees
-    options = ["--cache", tmp_path / "cache"]
+    options: list[str | Path] = ["--cache", tmp_path / "cache"]
     if route == "edges":
         options += ["--bundle-queue", "0"]  # no bundles: ranges of edges
     server = servers.mirror(top, *options)
