@@ -225,6 +225,8 @@ async def get_delta(
     except Busy as error:
         raise Refused(503, error.code, str(error), retry_after=str(RETRY_AFTER)) from error
     except NotRetained as error:
+        message = "%s: the head retains what the packs do not have: %s; see `tidings-mirror check`"
+        log.warning(message, repository.folder, error)
         raise Refused(404, error.code, str(error)) from error
     except TidingsError as error:
         message = "the bundle could not be made"
