@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from support.system import require
 from tidings_chunkstore.errors import NetworkError, TidingsError, VerificationError
 from tidings_chunkstore.limits import LIMITS
 from tidings_chunkstore.places import PackName
+from tidings_client.guard import Guard
 from tidings_client.remote import Remote, RemoteSettings
 
 PACK = "000001-0123456789abcdef.pack"
@@ -559,6 +561,12 @@ def test_tls(
         log = site.requests()
         assert sum(r.sent for r in log) == remote.bytes_received, "what HTTP read, inside TLS"
         assert sum(r.received for r in log) == remote.bytes_sent
+    guard = Guard(("https://127.0.0.3/",), lambda host: ["127.0.0.1"])
+    guarded = replace(QUICK, guard=guard)  # connects to the address that it looked at
+    with Remote([f"https://localhost:{port}/"], guarded) as remote:
+        assert remote.head().data == HEAD
+    with Remote([f"https://other.test:{port}/"], guarded) as remote:
+        assert code_of(remote.head) == "connect", "the certificate is checked by the name"
     secure = servers.nginx(
         tmp_path / "nothing",
         extra=f"listen 127.0.0.1:{(other := free_port())} ssl; ssl_certificate {certificate}; "
