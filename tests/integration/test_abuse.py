@@ -93,7 +93,13 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
 def server(tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
     folder = tmp_path_factory.mktemp("running")
     with Servers(folder / "servers") as servers:
-        options = ["--cache", folder / "cache", "--reconcile", "--patience", str(PATIENCE)]
+        options: list[str | Path] = [
+            "--cache",
+            folder / "cache",
+            "--reconcile",
+            "--patience",
+            str(PATIENCE),
+        ]
         running = servers.mirror(tree.root, *options)
         # What it holds once it is warm is no growth.
         for path in ("big.bin", f"{REPO}/tidings/head.json", f"{REPO}/tidings/casync/x.caibx"):
@@ -453,7 +459,7 @@ TRAILERS = {
 
 def test_chunked_bodies_without_end(server: Command, tree: Tree) -> None:
     before = held(server)
-    requests = {}
+    requests: dict[tuple[str, str], bytes] = {}
     for path in (*bodies(tree), PAGE):
         method = "GET" if path == PAGE else "POST"
         start = _get(path, CHUNKED, close=False, method=method)
@@ -782,7 +788,14 @@ def test_10_000_idle_connections(tree: Tree, tmp_path: Path, room: int) -> None:
 def test_more_connections_than_files_may_be_open(tree: Tree, tmp_path: Path) -> None:
     with Servers(tmp_path / "servers") as servers:
         limited = ["sh", "-c", 'ulimit -n 600 && exec "$@"', "sh", sys.executable, "-m"]
-        command = [*limited, "tidings_server.cli", "serve", tree.root, "--port", "0"]
+        command: list[str | Path] = [
+            *limited,
+            "tidings_server.cli",
+            "serve",
+            tree.root,
+            "--port",
+            "0",
+        ]
         running = servers.command([*command, "--host", HOST])
         before = held(running)
         with contextlib.ExitStack() as stack:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -68,7 +69,7 @@ def with_examples(described: dict[str, object], root: Path) -> dict[str, object]
         "tracks": ["primary", "primary,filelists"],
         "Range": ["bytes=0-9", "bytes=5-1,9-", "bytes=-1"],
     }
-    changed = json.loads(json.dumps(described))
+    changed: dict[str, Any] = json.loads(json.dumps(described))
     for item in changed["paths"].values():
         for operation in item.values():
             for parameter in operation.get("parameters", []):
