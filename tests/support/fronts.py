@@ -22,7 +22,7 @@ location / {{ proxy_pass {target}; proxy_http_version 1.1; proxy_set_header Conn
 _SQUID = """
 http_port {host}:{port}
 pid_filename none
-cache deny all
+{cache}
 memory_cache_shared off
 logformat asked %rm %ru %>Hs
 access_log stdio:{folder}/access.log logformat=asked
@@ -33,7 +33,15 @@ http_access allow all
 pinger_enable off
 netdb_filename none
 """
-
+#: Debian's rules, room for a distribution's metadata, and what sites add for repositories: else
+#: squid takes an old file for a fresh one.
+_SQUID_CACHE = """
+cache_mem 1024 MB
+maximum_object_size_in_memory 256 MB
+maximum_object_size 256 MB
+refresh_pattern repomd.xml$ 0 0% 0
+refresh_pattern . 0 20% 4320
+"""
 _APACHE = """
 ServerRoot {folder}
 PidFile {folder}/httpd.pid
@@ -51,8 +59,8 @@ StartServers 1
 {text}
 """
 _APACHE_MODULES = (
-    "mpm_event authz_core dir env mime deflate filter headers rewrite proxy proxy_http proxy_balancer"
-    " lbmethod_byrequests slotmem_shm"
+    "mpm_event authz_core dir env mime deflate filter headers rewrite"
+    " proxy proxy_http proxy_balancer lbmethod_byrequests slotmem_shm"
 )
 
 
@@ -104,20 +112,21 @@ class TlsFront:
 
 @dataclass(frozen=True, slots=True)
 class ForwardProxy:
-    """squid that keeps nothing. A context manager."""
+    """squid that keeps nothing, or what fits in memory. A context manager."""
 
     url: str
     folder: Path
     process: subprocess.Popen[bytes]
 
     @classmethod
-    def start(cls) -> ForwardProxy:
-        """For everybody on this machine."""
+    def start(cls, cache: bool = False) -> ForwardProxy:
+        """For everybody on this machine; *cache*: with a gigabyte, and its usual rules."""
         # squid does not run as root: it takes another user, who writes the logs.
         folder = Path(tempfile.mkdtemp(prefix="squid-"))
         folder.chmod(0o777)
         config, port = folder / "squid.conf", free_port()
-        config.write_text(_SQUID.format(host=HOST, port=port, folder=folder))
+        kept = _SQUID_CACHE if cache else "cache deny all"
+        config.write_text(_SQUID.format(host=HOST, port=port, folder=folder, cache=kept))
         with (folder / "output.log").open("wb") as sink:
             process = subprocess.Popen(
                 # Its name is that of its shared memory, which another one may have.
