@@ -119,8 +119,9 @@ class Edge:
         if kind is Kind.MAIN:
             view = await upstream.renewed()
         found = self._look_up(upstream, view, rest, kind, client)
-        if found is None and kind is not Kind.MAIN:
-            # Named by a main file that is newer than ours, or we hold nothing yet.
+        if found is None and kind is not Kind.MAIN and not (kind is Kind.BESIDE and view.current):
+            # Named by a main file that is newer than ours, or nothing is held yet. A signature that
+            # is not there is no reason: a new state's would not fit what the client has read.
             view = await upstream.renewed()
             found = self._look_up(upstream, view, rest, kind, client)
         status = upstream.status(view)

@@ -16,6 +16,7 @@ BACKOFF = 2.0  #: seconds after a first failure in which an upstream is left alo
 BACKOFF_MOST = 300.0
 #: Files of packages by their suffix: they never are metadata.
 _PACKAGE = re.compile(r"\.(?:d?rpm|u?deb)$")
+_IN_PATHS = "/%:@!$&'()*+,;=~"  # of a URL that is one already (RFC 3986, 3.3)
 _BY_HASH = re.compile(r"(?:^|/)by-hash/[A-Za-z0-9]{1,16}/([0-9a-f]{32,128})$")
 #: What names all other files, in any layout; apt asks for Release where there is no InRelease.
 MAINS = frozenset({*(layout.mains()[-1] for layout in LAYOUTS.values()), "Release"})
@@ -100,8 +101,10 @@ def public(url: str) -> str:
     """A base URL as it may be told to others: no credentials, query or fragment; ends with /."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
+    if not host.isascii():
+        host = host.encode("idna").decode()
     path = parts.path if parts.path.endswith("/") else parts.path + "/"
-    return urlunsplit((parts.scheme, host, path, "", ""))
+    return urlunsplit((parts.scheme, host, quote(path, safe=_IN_PATHS), "", ""))
 
 
 def location(base: str, rest: Sequence[str]) -> str:
