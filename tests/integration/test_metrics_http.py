@@ -30,7 +30,7 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A published repository of three snapshots below a root, and a client of the first one."""
     top = tmp_path_factory.mktemp("www")
     dest = tmp_path_factory.mktemp("client") / "dest"
-    made = packages(1200)
+    made = packages(800)
     for day in range(3):
         rpm_md(top / REPO, made, timestamp=START + day * DAY)
         publisher.publish(top / REPO, LocalBackend(top / REPO / "tidings"))
