@@ -186,7 +186,7 @@ class Soak:
         wanted = self.settings
         self._started = time.monotonic()
         try:
-            self._publish()
+            self._publish(spare=True)
             self._rsync()
             for server in self.servers.values():
                 server.start()
@@ -206,8 +206,7 @@ class Soak:
             dice = random.Random(f"{wanted.seed}/start")
             self._due = [(dice.uniform(0, client.pace), client.number) for client in self.clients]
             threads += [self._thread(self._client_loop) for _ in range(wanted.syncs)]
-            while self.now() < wanted.seconds:
-                time.sleep(1)
+            while self.now() < wanted.seconds and not self.stop.wait(1):
                 if int(self.now()) % 10 == 0:
                     self.say(self._line())
             self.stop.set()
@@ -263,10 +262,11 @@ class Soak:
 
     # -- the operator ----------------------------------------------------------------------------
 
-    def _publish(self) -> None:
+    def _publish(self, *, spare: bool = False) -> None:
         self.generator.next()
         keep = ["--keep", str(self.settings.keep)]
-        ran = self.commands.run("publish", [*_MIRROR, "publish", self.repo, *keep])
+        arguments: list[str | Path] = [*_MIRROR, "publish", self.repo, *keep]
+        ran = self.commands.run("publish", arguments, spare=spare)
         self._end(ran, self._excuses(ran))
 
     def _gc(self) -> None:
