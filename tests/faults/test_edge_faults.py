@@ -96,6 +96,7 @@ def test_a_failing_upstream_is_not_hammered_and_heals(
     assert edge.states(PATH) == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_half_synced_upstream_changes_nothing(
     edge: RunningEdge, origin: Misbehaving, repository: Repository
 ) -> None:
