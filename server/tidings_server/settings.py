@@ -350,6 +350,8 @@ def _read(file: Path) -> dict[str, object]:
     try:
         with file.open("rb") as source:
             data = source.read(_FILE_MAX + 1)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise ConfigError([f"{file}: no such settings file"]) from error
     except OSError as error:
         raise LocalError(f"{file}: {error.strerror}", code="unreadable") from error
     if len(data) > _FILE_MAX:
@@ -359,8 +361,6 @@ def _read(file: Path) -> dict[str, object]:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError([f"{file}: not TOML: {error}"]) from error
 
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise ConfigError([f"{file}: no such settings file"]) from error
 
 def _table(value: object, name: str, problems: list[str], where: str = "") -> dict[str, Any]:
     where = where or f"[{name}]"
