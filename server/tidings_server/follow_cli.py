@@ -62,8 +62,9 @@ def command(arguments: argparse.Namespace, settings: Settings, reporter: Reporte
         reporter.note(f"following {_count(len(targets))}")
         with _ended_by_signals(follower):
             follower.stay()
+    looks = f"{totals.looks} look{'' if totals.looks == 1 else 's'}"
     text = (
-        f"{_count(len(targets))}: {totals.looks} look{'' if totals.looks == 1 else 's'}, {totals.changed} changed, "
+        f"{_count(len(targets))}: {looks}, {totals.changed} changed, "
         f"{totals.failed} failed; {size_text(totals.bytes_received)}"
     )
     if totals.bytes_full:

@@ -149,6 +149,7 @@ def test_heads_of_get_and_head_agree(client: httpx.Client, root: Path) -> None:
         assert asked.status_code == 200
         for headers in (got.headers, asked.headers):
             headers.pop("date")
+            headers.pop("x-request-id")
         assert got.headers == asked.headers
     assert client.head(f"/{REPO}/nothing").status_code == 404
 
@@ -231,7 +232,7 @@ def test_what_is_not_shown(running: Command, root: Path) -> None:
     (root / REPO / "tidings" / ".tmp-x").write_bytes(b"half")
     base = f"/{REPO}".encode()
     for path in [
-        *(b"/", base, base + b"/", base + b"/repodata", base + b"/repodata/"),
+        *(b"//", base, base + b"/", base + b"/repodata", base + b"/repodata/"),
         *(b"/../secret", b"/%2e%2e/secret", b"/..%2fsecret", b"/fedora/..%2F..%2Fsecret"),
         *(b"/fedora/../../secret", b"//..//secret", b"/.%2e/secret", b"/out", b"/%00", b"/a%00b"),
         *(base + b"/.tidings/state", base + b"/tidings/.tmp-x", base + b"/tidings/nothing"),

@@ -138,6 +138,7 @@ def test_a_mirrorlist() -> None:
     text = f"# repo = updates\n\n{A}\n http://plain.example.org/u \n{B[:-1]}\nnonsense\n{A}\n"
     assert parse_mirrorlist(text.encode(), HTTPS) == (A, B)
     assert parse_mirrorlist(text.encode(), HTTP) == (A, "http://plain.example.org/u/", B)
-    for bad, says in ((b"\xff\xfe", "not UTF-8"), (b"# nothing\n", "names no mirror"), (b"", "names no mirror")):
+    none = "names no mirror"
+    for bad, says in ((b"\xff\xfe", "not UTF-8"), (b"# nothing\n", none), (b"", none)):
         with pytest.raises(FormatError, match=says):
             parse_mirrorlist(bad, HTTPS)

@@ -31,7 +31,8 @@ def test_paths_come_apart(raw: bytes, parts: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     "raw",
     [
-        *(b"", b"/", b"/a/", b"a/b", b"/a/../b", b"/..", b"/a/%2e/b", b"/a/.", b"/.git/config", b"/a/.tmp-x"),
+        *(b"", b"/", b"/a/", b"a/b", b"/a/../b", b"/..", b"/a/%2e/b", b"/a/."),
+        *(b"/.git/config", b"/a/.tmp-x"),
         *(b"/a%2fb", b"/a%2Fb", b"/%2e%2e/a", b"/%2E%2E%2Fa", b"/a%5cb", b"/a%5Cb", b"/a\\b"),
         *(b"/a%00b", b"/a%0ab", b"/a\x00b", b"/a%ff", b"/a%e2%80%ae", b"/" + b"a" * 5000),
     ],
