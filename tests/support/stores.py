@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Collection, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
-from tidings_chunkstore import delta, head, publisher, recipe
+from tidings_chunkstore import delta, head, packing, publisher, recipe
 from tidings_chunkstore.backends import LocalBackend
 from tidings_chunkstore.ids import ContentId
 from tidings_chunkstore.pack import Snapshot
@@ -96,6 +98,11 @@ class History:
         data[offset] ^= 0x40
         path.unlink()
         path.write_bytes(data)
+
+
+def rich_in_frames() -> AbstractContextManager[object]:
+    """Publishes inside keep each content by its frames, however large the change."""
+    return mock.patch.multiple(packing, _FRAMES_PAY=9.0, _FULL=1000.0)
 
 
 def assert_whole(store: Store, published: dict[int, dict[str, bytes]] | None = None) -> None:
@@ -198,4 +205,11 @@ class PackFolder:
         return bytes(data)
 
 
-__all__ = ["DyingBackend", "History", "KilledError", "PackFolder", "assert_whole"]
+__all__ = [
+    "DyingBackend",
+    "History",
+    "KilledError",
+    "PackFolder",
+    "assert_whole",
+    "rich_in_frames",
+]

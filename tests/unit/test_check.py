@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from support.stores import History
+from support.stores import History, rich_in_frames
 from tidings_chunkstore import condemned, gc, head
 from tidings_chunkstore.backends.base import HEAD_NAME
 from tidings_chunkstore.check import CheckReport, Severity, check
@@ -17,7 +17,8 @@ from tidings_chunkstore.publisher import Options as PublishOptions
 def origin(tmp_path_factory: pytest.TempPathFactory) -> History:
     history = History(tmp_path_factory.mktemp("origin") / "repo")
     history.options = PublishOptions(keep=3, direct=1)
-    history.steps(5)
+    with rich_in_frames():
+        history.steps(5)
     return history
 
 

@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 
 from support import repos
-from support.stores import History, assert_whole
+from support.stores import History, assert_whole, rich_in_frames
 from tidings_chunkstore import condemned, gc, head, packing, reach
 from tidings_chunkstore.backends.base import HEAD_NAME
 from tidings_chunkstore.errors import FormatError, InputError, LockedError, StoreError
@@ -47,7 +47,8 @@ def churned(churn: History, tmp_path: Path) -> History:
 def steps(tmp_path_factory: pytest.TempPathFactory) -> History:
     history = History(tmp_path_factory.mktemp("steps") / "repo")
     history.options = PublishOptions(keep=2)
-    history.steps(8, 0.02)
+    with rich_in_frames():
+        history.steps(8, 0.02)
     return history
 
 

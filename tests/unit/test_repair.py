@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from support.stores import DyingBackend, History, KilledError, PackFolder, assert_whole
+from support.stores import (
+    DyingBackend,
+    History,
+    KilledError,
+    PackFolder,
+    assert_whole,
+    rich_in_frames,
+)
 from tidings_chunkstore import gc, head, layout
 from tidings_chunkstore import repair as repairing
 from tidings_chunkstore.backends.base import HEAD_NAME
@@ -23,7 +30,8 @@ from tidings_chunkstore.repair import repair
 def origin(tmp_path_factory: pytest.TempPathFactory) -> History:
     history = History(tmp_path_factory.mktemp("origin") / "repo")
     history.options = PublishOptions(keep=4)
-    history.steps(5)
+    with rich_in_frames():
+        history.steps(5)
     return history
 
 
