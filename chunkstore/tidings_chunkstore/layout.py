@@ -128,12 +128,17 @@ def detect(root: Path) -> Layout | None:
 
 
 def read_tree(
-    root: Path, layout: Layout | None = None, *, follow: Sequence[Path] = ()
+    root: Path,
+    layout: Layout | None = None,
+    *,
+    follow: Sequence[Path] = (),
+    types: Sequence[str] | None = None,
 ) -> TreeListing:
     """Read and prove the repository in *root*: all its files are there and as listed.
 
     Every file is hashed once. Who reads the bytes later compares them with ``TreeFile.id``, for
-    the tree may change meanwhile. Symlinks may lead anywhere inside *root* and *follow*.
+    the tree may change meanwhile. Symlinks may lead anywhere inside *root* and *follow*. With
+    *types* only the files that these select (``select``) must be there.
 
     Raises:
         InputError: no metadata (``no-metadata``), a main file that is broken
@@ -153,7 +158,7 @@ def read_tree(
     tree = _Tree(root, follow)
     mains = _read_mains(tree, layout, main)
     listing = _parse(layout, mains[-1].data, main, root)
-    absent = _check_sizes(tree, layout, listing)
+    absent = _check_sizes(tree, layout, listing, types)
     _check_beside(layout, listing, mains, set(absent), root)
     files = tuple(_prove(tree, file, main) for file in listing.files if file.path not in absent)
     if [(file.file.path, file.id) for file in _read_mains(tree, layout, main)] != [
@@ -170,6 +175,7 @@ def unchanged(
     sizes: Mapping[str, int],
     *,
     follow: Sequence[Path] = (),
+    types: Sequence[str] | None = None,
 ) -> bool:
     """Whether *root* still holds a publish, as far as the main files' bytes and stat tell.
 
@@ -178,8 +184,8 @@ def unchanged(
             appeared or gone is a change.
         sizes: bytes by path of all other files of that publish.
 
-    Listed files that were absent and have come are a change too (a mirror may send apt's
-    InRelease first). Any error is a change: ``read_tree`` then says what is wrong.
+    Listed files that were absent and have come are a change too, where some may be absent (a
+    mirror may send apt's InRelease first). Any error is a change: ``read_tree`` then says what is wrong.
     """
     try:
         tree = _Tree(root, follow)
@@ -191,7 +197,7 @@ def unchanged(
             return False
         if any(tree.size(path) != size for path, size in sizes.items()):
             return False
-        if layout.partial:
+        if layout.partial or types is not None:
             listed = layout.parse(data[main], main).by_path()
             return not any(tree.size(path) is not None for path in listed.keys() - sizes.keys())
     except (InputError, FormatError, LocalError):
@@ -328,8 +334,11 @@ def _parse(layout: Layout, data: bytes, path: str, root: Path) -> Listing:
         raise InputError(f"{root}: {error}", code=code) from error
 
 
-def _check_sizes(tree: _Tree, layout: Layout, listing: Listing) -> list[str]:
+def _check_sizes(
+    tree: _Tree, layout: Layout, listing: Listing, types: Sequence[str] | None
+) -> list[str]:
     """Compare presence and sizes, which is cheap, before anything is hashed; what is absent."""
+    needed = {file.path for file in (() if layout.partial else select(listing, types))}
     absent: list[str] = []
     wrong: list[str] = []
     for file in listing.files:
@@ -338,9 +347,13 @@ def _check_sizes(tree: _Tree, layout: Layout, listing: Listing) -> list[str]:
             absent.append(file.path)
         elif file.size is not None and size != file.size:
             wrong.append(file.path)
-    if absent and (not layout.partial or len(absent) == len(listing.files)):
+    missing = [path for path in absent if path in needed]
+    if missing or (absent and len(absent) == len(listing.files)):
         raise _unsettled(
-            tree.root, absent, f"named by {listing.main} and not there", code="missing-files"
+            tree.root,
+            missing or absent,
+            f"named by {listing.main} and not there",
+            code="missing-files",
         )
     if wrong:
         raise _unsettled(

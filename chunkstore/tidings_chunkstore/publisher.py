@@ -47,6 +47,7 @@ class Options:
     direct: int = 0  #: make direct edges from this many snapshots back
     rebuild: bool = False  #: start the store anew, whatever is there
     follow: tuple[Path, ...] = ()  #: further roots that the operator's symlinks may lead into
+    types: tuple[str, ...] | None = None  #: rpm-md types that must be there; None: all
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +105,10 @@ def publish(
     quick = None if options.rebuild else _unchanged(root, layout, store, options)
     if quick is not None:
         return Report(False, quick.serial, len(quick.states), time.monotonic() - started)
-    tree = read_tree(root, layout, follow=options.follow)
+    tree = read_tree(root, layout, follow=options.follow, types=options.types)
     with backend.lock() as waited:
         if waited:  # the tree may have gone on meanwhile
-            tree = read_tree(root, layout, follow=options.follow)
+            tree = read_tree(root, layout, follow=options.follow, types=options.types)
         return _Publish(tree, store, backend, options, progress, started).run()
 
 
@@ -128,7 +129,7 @@ def _unchanged(
     beside = set(known.mains())
     mains = {f.path: bytes(f.sha256) for f in now.files if f.path in beside}
     sizes = {f.path: f.size for f in now.files if f.path not in beside}
-    same = unchanged(root, known, mains, sizes, follow=options.follow)
+    same = unchanged(root, known, mains, sizes, follow=options.follow, types=options.types)
     return now if same and store.backend.size(str(now.current.pack)) is not None else None
 
 

@@ -84,6 +84,7 @@ def repair(
     """
     if not backend.names():
         raise InputError("there is no store", code="no-store")
+    types = None if options is None else options.types
     with backend.lock():
         backend.sweep()
         report = RepairReport(check(backend, progress=progress))
@@ -91,15 +92,15 @@ def repair(
             return report
         if root is not None:
             try:
-                read_tree(root, None)
+                read_tree(root, None, types=types)
             except InputError as error:
                 report.unpublished = str(error)
                 root = None
-        work = _Repair(backend, sources, root, progress, report)
+        work = _Repair(backend, sources, root, progress, report, types)
         now = work.run()
     if root is not None:
         keep = max((options or publisher.Options()).keep, len(now.states) + 1 if now else 1)
-        wanted = publisher.Options(keep=keep, rebuild=now is None)
+        wanted = publisher.Options(keep=keep, rebuild=now is None, types=types)
         try:
             made = publisher.publish(root, backend, wanted, progress)
             report.published = made if made.changed else None
@@ -118,6 +119,7 @@ class _Repair:
     root: Path | None
     progress: Progress
     report: RepairReport
+    types: Sequence[str] | None  #: that the published tree must have; None: all
     damaged: set[PackName] = field(default_factory=set)
 
     def run(self) -> head.Head | None:
@@ -273,7 +275,7 @@ class _Repair:
         if self.root is None:
             return []
         try:
-            tree = read_tree(self.root, None)
+            tree = read_tree(self.root, None, types=self.types)
         except InputError as error:  # it was good a moment ago: it is being replaced
             self.report.unpublished = str(error)
             return []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tidings_chunkstore import layout as layouts
@@ -160,7 +160,10 @@ def jobs_of(
             follow=settings.follow,
         )
         store = tree / repo.path / FOLDER if tree else repo.root / FOLDER
-        jobs.append(Job(repo.root, store, _options(mine, rebuild)))
+        options = _options(mine, rebuild)
+        if repo.upstream is not None and repo.upstream.types is not None:
+            options = replace(options, types=repo.upstream.types)
+        jobs.append(Job(repo.root, store, options))
     return jobs
 
 
@@ -243,7 +246,7 @@ def _once(job: Job, plan_only: bool, progress: Callable[[Job, str], None]) -> Ou
 def plan(job: Job) -> Plan:
     """What publishing would do. Reads and proves the tree, writes nothing. Raises as publish."""
     chosen = layouts.by_name(job.options.layout) if job.options.layout else None
-    tree = layouts.read_tree(job.root, chosen, follow=job.options.follow)
+    tree = layouts.read_tree(job.root, chosen, follow=job.options.follow, types=job.options.types)
     store = Store(LocalBackend(job.store))
     before = store.read_head()
     now = [(main.file.path, main.id, len(main.data)) for main in tree.mains]

@@ -255,7 +255,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(("repo",), "urls", _urls, "upstream: base URLs of one repository, the first preferred"),
     Setting(("repo",), "metalink", _url, "upstream: a metalink's URL"),
     Setting(("repo",), "mirrorlist", _url, "upstream: the URL of a list of base URLs"),
-    Setting(("repo",), "types", _words, "of an rpm-md upstream, these types only"),
+    Setting(("repo",), "types", _words, "of the upstream, these types only"),
     Setting(("repo",), "gpgkey", _folder, "file of the keys that sign the upstream"),
     Setting(
         ("follow", "repo"), "every", _whole(10, 2_592_000), "seconds from one look to the next"
@@ -428,8 +428,6 @@ def _amiss(said: Mapping[str, object]) -> list[str]:
         problems.append(f"root is missing (or an upstream: {', '.join(_WAYS)})")
     if len(ways) > 1:
         problems.append(f"{' and '.join(ways)}: one upstream is wanted")
-    if "root" in said and "types" in said and ways and said.get("layout") != "apt":
-        problems.append("types with root: a published repodata/ is whole; leave one of them out")
     if not ways:
         problems += [f"{key} without {', '.join(_WAYS)}" for key in _UPSTREAM if key in said]
     elif "root" not in said:

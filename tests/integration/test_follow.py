@@ -374,3 +374,31 @@ def test_the_environment_goes_over_the_file(operator: Operator, misbehaving: Mis
     )
     assert done.returncode == 0, done.stderr
     assert (elsewhere / "follow/r.json").is_file()
+
+
+def test_some_types_only(servers: Servers, operator: Operator, tmp_path: Path) -> None:
+    """The listing stays whole, as it was signed; of its files only those are here and published."""
+    origin = Repository.at(tmp_path / "www/r")
+    assert any("filelists" in path for path in tree(origin.root))
+    nginx = servers.nginx(tmp_path / "www")
+    root = operator.follow("r", f'urls = "{nginx.url}/r/"', 'types = ["primary", "group"]')
+    root.mkdir(parents=True)
+    mirror = servers.mirror(root.parent)
+    client = tmp_path / "client"
+    for step in (1, 2):
+        code, (look, _) = operator.events()
+        assert (code, look["published"], look["serial"]) == (0, True, step)
+        here = tree(root)
+        assert here.items() <= tree(origin.root).items()
+        assert any("primary" in path for path in here)
+        assert not any("filelists" in path for path in here)
+        published(root)
+        result = fetch(f"{mirror.url}/{root.name}", client, types=("primary", "group"))
+        assert tree(client) == here
+        assert result.route == ("full" if step == 1 else "delta")
+        origin.advance()
+    # A file of the types that is not there is a tree in the middle of something.
+    next(root.glob("repodata/*primary*")).unlink()
+    done = operator.run("--once")
+    assert done.returncode == 0, done.stderr  # the look brought it back
+    published(root)

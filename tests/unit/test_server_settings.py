@@ -168,7 +168,6 @@ def test_a_repository_comes_from_one_place(tmp_path: Path) -> None:
         ('urls = "file:///etc/"', "a URL is wanted"),
         ('root = "/srv"\ntypes = "primary"', "types without"),
         ('urls = "https://a/"\nkeep = 3', "keep without root"),
-        ('urls = "https://a/"\nroot = "/srv"\ntypes = "primary"', "types with root"),
         ("", "root is missing"),
     ],
 )
