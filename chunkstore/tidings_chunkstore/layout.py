@@ -185,7 +185,8 @@ def unchanged(
         sizes: bytes by path of all other files of that publish.
 
     Listed files that were absent and have come are a change too, where some may be absent (a
-    mirror may send apt's InRelease first). Any error is a change: ``read_tree`` then says what is wrong.
+    mirror may send apt's InRelease first). Any error is a change: ``read_tree`` then says what is
+    wrong.
     """
     try:
         tree = _Tree(root, follow)
