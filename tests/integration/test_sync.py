@@ -13,6 +13,7 @@ import pytest
 
 from support.repos import DAY, START, packages, rpm_md
 from support.servers import Misbehaving, Servers
+from support.stores import rich_in_frames
 from support.syncing import Notes, Repository, copy, fetch, left_over, tree
 from tidings_chunkstore.errors import InputError, LockedError, NetworkError, RollbackError
 from tidings_chunkstore.head import decode, encode
@@ -141,7 +142,8 @@ def test_forced_routes(
 ) -> None:
     dest = tmp_path / "dest"
     fetch(misbehaving.url, dest)
-    repo.advance()
+    with rich_in_frames():
+        repo.advance()
     fresh = copy(dest, tmp_path / "other", state=False)
     result = fetch(misbehaving.url, fresh, route=route)
     assert route in {f.route for f in result.files if f.type == "primary"}
