@@ -28,7 +28,8 @@ _NUMERIC = re.compile(r"[0-9a-fx.]+", re.ASCII)  # what inet_aton might take for
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str], Sequence[str]]
 
-_NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")  # RFC 8215: a site's own, never public
 _COMPATIBLE = ipaddress.IPv6Network("::/96")  # IPv4-compatible, deprecated by RFC 4291
 _SHARED = ipaddress.IPv4Network("100.64.0.0/10")  # carriers' and clouds' inner addresses
 
@@ -64,7 +65,7 @@ def _carried(address: IPAddress) -> Iterator[IPAddress]:
         yield address.ipv4_mapped
         return
     low = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    if any(address in network for network in _NAT64):
+    if address in _NAT64:
         yield low
         return
     if address in _COMPATIBLE and int(address) > 0xFFFF:
@@ -89,7 +90,10 @@ def _kind(address: IPAddress) -> str:
         return "private"
     if address.is_reserved:
         return "reserved"
-    if isinstance(address, ipaddress.IPv6Address) and address.is_site_local:
+    # Releases of Python differ about the second.
+    if isinstance(address, ipaddress.IPv6Address) and (
+        address.is_site_local or address in _LOCAL_NAT64
+    ):
         return "private"
     return PUBLIC if address.is_global and not address.is_private else "private"
 

@@ -173,7 +173,7 @@ def test_settings_from_a_file(repo: Path, tmp_path: Path) -> None:
     done = run("config", "check", "--config", file, code=4)
     assert len(done.stderr.splitlines()) == 2
     assert events("config", "check", "--config", file, code=4)[-1]["error"]["code"] == "config"
-    run("publish", repo, "--config", tmp_path / "none.toml", code=10)
+    run("publish", repo, "--config", tmp_path / "none.toml", code=4)
     run("publish", code=2)
 
 
