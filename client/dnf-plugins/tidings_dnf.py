@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import fnmatch
 import json
+import logging
 import os
 import random
 import re
@@ -47,26 +48,107 @@ class Quiet(Exception):
 
 
 class Settings:
-    """The INI file, read once."""
+    """The INI file, read once. One that cannot be used switches Tidings off; nothing is raised.
 
-    def __init__(self, path=CONFIG):
-        parser = configparser.ConfigParser(interpolation=None)
+    *warn(text)* gets a line for each mistake in it; without *warn* they go to dnf 4's log.
+    """
+
+    def __init__(self, path=CONFIG, warn=None):
+        self.enabled = True
+        self.command = "tidings"
+        self.timeout = PATIENCE
+        self.repos = {}
+        self.broken = False  # then nobody is asked
+        self.mistakes = []
+        try:
+            with open(path, "rb") as file:
+                self._take(file.read(_SMALL))
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, configparser.Error) as error:
+            self.enabled, self.broken, self.repos = False, True, {}
+            self.mistakes = [_mistake(error) + "; Tidings is off until this is mended"]
+        warn = warn or logging.getLogger("dnf.plugin").warning
+        for text in self.mistakes:
+            warn(f"tidings: {path}: {text}")
+
+    def _take(self, data):
+        """Raises ValueError and configparser.Error."""
+        text = data.decode("utf-8").lstrip("\ufeff")
+        parser = configparser.ConfigParser(
+            delimiters=("=",),  # ids of Copr's repositories have colons
+            inline_comment_prefixes=(";", "#"),  # after a blank only, as in "off ; why"
+            strict=False,  # the last one counts, as with dnf
+            empty_lines_in_values=False,
+            default_section="\n",  # there is none
+            interpolation=None,
+        )
         parser.optionxform = str  # ids of repositories have upper case
-        with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:
-            parser.read_file(file)
-        self.enabled = parser.getboolean("main", "enabled", fallback=True)
-        self.command = parser.get("main", "command", fallback="tidings").strip()
-        self.timeout = parser.getfloat("main", "timeout", fallback=PATIENCE)
-        self.repos = dict(parser.items("repos")) if parser.has_section("repos") else {}
+        parser.read_string(text)
+        main = dict(parser.items("main")) if parser.has_section("main") else {}
+        enabled = main.get("enabled", "1").lower()
+        if enabled not in parser.BOOLEAN_STATES:
+            raise ValueError(_place(text, "main", "enabled") + f"{enabled[:80]!r} is not 0 or 1")
+        self.enabled = parser.BOOLEAN_STATES[enabled]
+        self.command = main.get("command", self.command)
+        if not self.command:
+            raise ValueError(_place(text, "main", "command") + "no command")
+        seconds = main.get("timeout", str(PATIENCE))
+        try:
+            self.timeout = float(seconds)
+        except ValueError:
+            self.timeout = 0.0
+        if not 0 < self.timeout <= WEEK:  # nor NaN
+            place = _place(text, "main", "timeout")
+            raise ValueError(place + f"{seconds[:80]!r} is no time in seconds")
+        for repo_id, value in parser.items("repos") if parser.has_section("repos") else ():
+            if value.lower() not in ("", "on", "auto", "off") and not _BASE_URL.match(value):
+                shown = without_secrets(value)[:200]
+                self.mistakes.append(
+                    _place(text, "repos", repo_id)
+                    + f"{shown!r} is neither off nor an http(s) URL; taken as off"
+                )
+                value = "off"
+            self.repos[repo_id] = value
 
     def of_repo(self, repo_id):
         """The text for a repository: a URL, ``off``, or None. Exact names go over patterns."""
+        if self.broken:
+            return "off"
         if repo_id in self.repos:
-            return self.repos[repo_id].strip()
+            return self.repos[repo_id]
         for pattern in sorted(self.repos, key=len, reverse=True):
             if fnmatch.fnmatchcase(repo_id, pattern):
-                return self.repos[pattern].strip()
+                return self.repos[pattern]
         return None
+
+
+_BASE_URL = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?$", re.IGNORECASE)
+
+
+def _place(text, section, key):
+    """``line 3: key: `` of the last such line in an INI file."""
+    here, found = "", 0
+    for number, line in enumerate(text.split("\n"), 1):
+        if re.match(r"\[[^]]+\]", line.strip()):
+            here = line.strip()[1:].partition("]")[0]
+        elif here == section and line.partition("=")[0].strip() == key:
+            found = number
+    return f"line {found}: {key}: "
+
+
+def _mistake(error):
+    """What is wrong with an INI file, and in which line, in one line."""
+    if isinstance(error, UnicodeDecodeError):
+        return "line {}: not UTF-8".format(error.object.count(b"\n", 0, error.start) + 1)
+    if isinstance(error, configparser.ParsingError):
+        number = getattr(error, "lineno", None)  # one before the first section
+        if number is None:
+            number = error.errors[0][0] if error.errors else "?"
+        return f"line {number}: neither [section] nor name = value"
+    if isinstance(error, OSError):
+        return str(error.strerror)
+    return str(error).split("\n")[0]
 
 
 # -- where to ask ----------------------------------------------------------------------------------
