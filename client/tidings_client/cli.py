@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -448,8 +449,9 @@ def _verify(parsed: argparse.Namespace, reporter: Reporter) -> int:
 
 
 def _doctor(parsed: argparse.Namespace, reporter: Reporter) -> int:
-    from .dnfdoctor import dnf_checks, savings, savings_lines
+    from .dnfdoctor import dnf_checks, our_caches, savings, savings_lines, skipped_lines
     from .doctor import FAILED, OK, local_checks, mirror_checks
+    from .saved import skipped
 
     checks = local_checks() + dnf_checks()
     checks += mirror_checks(parsed.urls, _remote_settings(parsed))
@@ -459,11 +461,15 @@ def _doctor(parsed: argparse.Namespace, reporter: Reporter) -> int:
             {"type": "check", "name": check.name, "status": check.status, "text": check.text}
         )
     if parsed.dnf:
-        found = savings(os.environ)
-        for line in savings_lines(found):
+        caches = our_caches(os.environ)
+        found = savings(caches)
+        left_out = {cache: skipped(cache, time.time()) for cache in caches}
+        for line in savings_lines(found) + skipped_lines(left_out):
             reporter.line(line)
         for total in found:
             reporter.data({"type": "saved", **asdict(total)})
+        for mirror in (mirror for mirrors in left_out.values() for mirror in mirrors):
+            reporter.data({"type": "skipped", **asdict(mirror)})
     lacking = sum(check.status != OK for check in checks)
     failed = [check for check in checks if check.needed and check.status != OK]
     text = "everything is there" if not lacking else f"{lacking} of {len(checks)} not there"

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import configparser
+import glob
+import importlib.util
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 
 from .doctor import FAILED, MISSING, OK, Check
 from .progress import size_text
-from .saved import Total, caches, totals, updates
+from .saved import FOLDER, MIRRORS, Skipped, Total, caches, totals, updates
 
 #: Where packages put what dnf 4 and dnf 5 load.
 DNF4_PLUGINS = (
@@ -20,7 +25,13 @@ DNF4_PLUGINS = (
 )
 DNF5_ACTIONS = ("etc/dnf/libdnf5-plugins/actions.d/tidings.actions",)
 DNF5_LOADERS = ("usr/lib*/libdnf5/plugins/actions.so", "usr/lib/*/libdnf5/plugins/actions.so")
+DNF5_HELPER = "usr/libexec/tidings/tidings-dnf5"
+SHARED = "usr/libexec/tidings/tidings_dnf.py"
 CONFIG = "etc/dnf/plugins/tidings.conf"
+DNF_CONFIG = "etc/dnf/dnf.conf"
+DNF5_DROP_INS = "etc/dnf/libdnf5.conf.d/*.conf"
+_CONFIG_LIMIT = 1 << 20  # bytes
+_CACHES = 100  # folders of a cachedir with variables
 _SECONDS = 10.0
 
 
@@ -37,9 +48,7 @@ def dnf_checks(root: Path = Path("/"), which: Iterable[str] = ("dnf", "dnf5")) -
             continue  # the same program by its other name
         checks.append(Check(program, OK, version))
         checks.append(_dnf5_plugin(root) if five else _dnf4_plugin(root))
-    if versions:
-        checks.append(_configuration(root))
-    return checks
+    return checks + (_settings(root) if versions else [])
 
 
 def _version(program: str) -> str | None:
@@ -66,34 +75,137 @@ def _dnf4_plugin(root: Path) -> Check:
     plugin = _found(root, DNF4_PLUGINS)
     if plugin is not None:
         return Check("dnf 4 plugin", OK, str(plugin))
-    return Check("dnf 4 plugin", MISSING, "dnf does without Tidings; install tidings-dnf4")
+    return Check("dnf 4 plugin", MISSING, f"dnf does without Tidings; {_how('tidings-dnf4')}")
 
 
 def _dnf5_plugin(root: Path) -> Check:
     actions = _found(root, DNF5_ACTIONS)
-    if actions is None:
-        return Check("dnf 5 helper", MISSING, "dnf5 does without Tidings; install tidings-dnf5")
+    helper = root / DNF5_HELPER
+    if actions is None or not os.access(helper, os.X_OK):
+        lacking = "" if actions is None else f"{helper} cannot be run; "
+        text = f"{lacking}dnf5 does without Tidings; {_how('tidings-dnf5')}"
+        return Check("dnf 5 helper", MISSING, text)
     if _found(root, DNF5_LOADERS) is None:
         text = "dnf5 cannot run it; install libdnf5-plugin-actions"
         return Check("dnf 5 helper", MISSING, text)
     return Check("dnf 5 helper", OK, str(actions))
 
 
-def _configuration(root: Path) -> Check:
-    path = root / CONFIG
+def _how(package: str) -> str:
+    return f'install {package}; on Debian see "Installing" in docs/dnf.md'
+
+
+def _settings(root: Path) -> list[Check]:
+    """What both plugins share, read by the plugins' own code: so the rules are theirs."""
+    path = root / SHARED
+    plugin = _found(root, DNF4_PLUGINS)
+    if not path.exists() and plugin is not None:
+        path = plugin.resolve().parent / path.name  # where the plugin looks next
+    if not path.exists():
+        if plugin is None and _found(root, DNF5_ACTIONS) is None:
+            return []  # nobody looks for it
+        text = f"no {root / SHARED}; {_how('tidings-dnf4 or tidings-dnf5')}"
+        return [Check("dnf plugins' part", MISSING, text)]
+    config = root / CONFIG
+    mistakes: list[str] = []
     try:
-        text = path.read_text(errors="replace")
-    except OSError:
-        return Check("dnf configuration", OK, f"no {path}: mirrors are found by themselves")
-    if re.search(r"(?mi)^\s*enabled\s*=\s*(0|no|false|off)\s*$", text):
-        return Check("dnf configuration", MISSING, f"switched off by enabled in {path}")
-    return Check("dnf configuration", OK, str(path))
+        settings = _load(path).Settings(str(config), mistakes.append)
+        command, enabled, broken = str(settings.command), settings.enabled, settings.broken
+    except (OSError, SyntaxError, ImportError, ValueError, TypeError, AttributeError) as error:
+        return [Check("dnf plugins' part", FAILED, f"{path} cannot be used: {error}")]
+    checks = [Check("dnf plugins' part", OK, str(path))]
+    if mistakes:
+        text = "; ".join(line.removeprefix("tidings: ") for line in mistakes)
+        checks.append(Check("dnf configuration", FAILED, text))
+    elif not enabled:
+        text = f"switched off by enabled in {config}"
+        checks.append(Check("dnf configuration", MISSING, text))
+    elif not config.exists():
+        text = f"no {config}: mirrors are found by themselves"
+        checks.append(Check("dnf configuration", OK, text))
+    else:
+        checks.append(Check("dnf configuration", OK, str(config)))
+    return checks if broken else [*checks, _command(command)]
 
 
-def savings(environ: Mapping[str, str]) -> list[Total]:
-    """What was saved on this machine, as far as this user may read."""
+def _load(path: Path) -> ModuleType:
+    """The module of the plugins. Raises what its import does."""
+    spec = importlib.util.spec_from_file_location("tidings_dnf", path)
+    if spec is None or spec.loader is None:
+        raise ImportError("not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _command(command: str) -> Check:
+    """Whether what the plugins start does start, as this user."""
+    try:
+        done = subprocess.run(
+            [command, "--version"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=_SECONDS,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        return Check("dnf command", FAILED, f"{command} --version does not end")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        text = f"{command} does not start: {why}; see command in /{CONFIG}"
+        return Check("dnf command", FAILED, text)
+    said = done.stdout.strip().partition("\n")[0]
+    if done.returncode != 0:
+        return Check("dnf command", FAILED, f"{command} --version ends with {done.returncode}")
+    if re.search(r"(?i)\btidings\b", said) is None:
+        return Check("dnf command", FAILED, f"{command} is not tidings: it says {said[:80]!r}")
+    return Check("dnf command", OK, f"{shutil.which(command) or command} ({said[:80]})")
+
+
+def our_caches(environ: Mapping[str, str], root: Path = Path("/")) -> list[Path]:
+    """dnf's caches with files of ours, also where ``cachedir`` of dnf's configuration says."""
     home = Path(environ.get("HOME") or "/")
-    return totals(update for cache in caches(home) for update in updates(cache))
+    return caches(home, configured=_configured_caches(root))
+
+
+def _configured_caches(root: Path) -> list[Path]:
+    found: list[Path] = []
+    for path in (root / DNF_CONFIG, *sorted(root.glob(DNF5_DROP_INS))):
+        parser = configparser.ConfigParser(
+            delimiters=("=",), strict=False, interpolation=None, default_section="\n"
+        )
+        try:
+            with path.open("rb") as file:
+                parser.read_string(file.read(_CONFIG_LIMIT).decode(errors="replace"))
+        except (OSError, configparser.Error):
+            continue  # dnf itself says what is wrong with it
+        for name in ("cachedir", "system_cachedir"):
+            value = parser.get("main", name, fallback="").strip()
+            if value.startswith("/"):
+                # What dnf's variables were is not known here; their folders are.
+                pattern = re.sub(r"\$(\w+|\{\w+\})", "*", glob.escape(value))
+                found += [Path(each) for each in sorted(glob.glob(pattern))[:_CACHES]]
+    return found
+
+
+def savings(found: Iterable[Path]) -> list[Total]:
+    """What was saved in these caches, as far as this user may read and believe them."""
+    return totals(update for cache in found for update in updates(cache))
+
+
+def skipped_lines(found: Mapping[Path, Sequence[Skipped]]) -> list[str]:
+    """Whom the plugins do not ask at present, and what to do about it, for people."""
+    lines = []
+    for cache, mirrors in found.items():
+        for each in mirrors:
+            until = datetime.fromtimestamp(each.until, UTC).strftime("%Y-%m-%d %H:%M UTC")
+            lines.append(f"not asked until {until}: {each.url} ({each.why})")
+        if mirrors:
+            path = cache / FOLDER / MIRRORS
+            lines.append(f"to ask these at once, remove {path}")
+    return lines
 
 
 def savings_lines(found: list[Total]) -> list[str]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from tidings_client.saved import caches, totals, updates
+from tidings_client.dnfdoctor import savings_lines, skipped_lines
+from tidings_client.saved import caches, skipped, totals, updates
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,20 +55,117 @@ def test_what_the_plugins_write_is_read(plugin: ModuleType, tmp_path: Path) -> N
     assert fedora.repo == "fedora"
 
 
-def test_lines_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
+GOOD = {
+    "v": 1, "time": 1, "repo": "a", "program": "dnf4", "url": "u",
+    "bytes": 1, "requests": 1, "bytes_full": 9, "requests_full": 4,
+}  # fmt: skip
+
+
+def line(**members: object) -> bytes:
+    return json.dumps(GOOD | members).encode()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [b"{", b"[]", b"\xff", b"[" * 100_000, b'{"v":' * 3000, line(v=2), line(bytes="1"),
+     line(bytes=True), line(repo=3), line(time=1e20), line(time=10**20), line(time=-1),
+     line(time=253402300800), b'{"time":1e999}', line(bytes=10**30), line(requests=-1),
+     line(bytes_full=1 << 54), line(requests_full=float("nan")), line(repo="\x1b[2J"),
+     line(repo="a\nb"), line(url="\ud800"), line(repo="x" * 5000), line(url="y" * 20_000)],
+    ids=range(23),
+)  # fmt: skip
+def test_lines_that_cannot_be_read_are_left_out(tmp_path: Path, bad: bytes) -> None:
     folder = tmp_path / "tidings"
     folder.mkdir()
-    good = {
-        "v": 1, "time": 1, "repo": "a", "program": "dnf4", "url": "u",
-        "bytes": 1, "requests": 1, "bytes_full": 9, "requests_full": 4,
-    }  # fmt: skip
-    bad = [
-        b"{", b"[]", b"\xff", json.dumps(good | {"v": 2}).encode(),
-        json.dumps(good | {"bytes": "1"}).encode(), json.dumps(good | {"bytes": True}).encode(),
-        json.dumps(good | {"repo": 3}).encode(),
-    ]  # fmt: skip
-    (folder / "saved.jsonl").write_bytes(b"\n".join([*bad, json.dumps(good).encode()]) + b"\n")
-    assert [update.repo for update in updates(tmp_path)] == ["a"]
+    (folder / "saved.jsonl").write_bytes(bad + b"\n" + line(time=253402300799) + b"\n")
+    found = totals(updates(tmp_path))
+    assert [(total.repo, total.updates) for total in found] == [("a", 1)]
+    assert len(savings_lines(found)) == 2
+
+
+def test_files_of_other_users_are_not_believed(tmp_path: Path) -> None:
+    cache = tmp_path / "dnf-x"
+    (cache / "tidings").mkdir(parents=True)
+    (cache / "tidings" / "saved.jsonl").write_bytes(line() + b"\n")
+    (cache / "tidings" / "mirrors.json").write_text('{"https://m.example.org": 2000}')
+    home = tmp_path / "home"
+    assert len(list(updates(cache))) == 1
+    assert len(skipped(cache, 1000.0)) == 1
+    assert caches(home, tmp_path) == [cache]
+    others = {os.getuid() + 1}
+    assert list(updates(cache, others)) == []
+    assert skipped(cache, 1000.0, others) == []
+    assert caches(home, tmp_path, owners=others) == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("foreign", [".", "tidings", "tidings/saved.jsonl"])
+def test_one_foreign_part_of_the_path_is_enough(tmp_path: Path, foreign: str) -> None:
+    (tmp_path / "tidings").mkdir()
+    (tmp_path / "tidings" / "saved.jsonl").write_bytes(line() + b"\n")
+    assert len(list(updates(tmp_path))) == 1
+    os.chown(tmp_path / foreign, 12345, 12345)
+    assert list(updates(tmp_path)) == []
+
+
+@pytest.mark.parametrize("part", ["cache", "cache/tidings", "cache/tidings/saved.jsonl"])
+def test_links_are_not_followed(tmp_path: Path, part: str) -> None:
+    folder = tmp_path / "cache" / "tidings"
+    folder.mkdir(parents=True)
+    (folder / "saved.jsonl").write_bytes(line() + b"\n")
+    assert len(list(updates(tmp_path / "cache"))) == 1
+    path = tmp_path / part
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert list(updates(tmp_path / "cache")) == []
+
+
+def test_what_is_no_plain_file_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "tidings").mkdir()
+    os.mkfifo(tmp_path / "tidings" / "saved.jsonl")
+    (tmp_path / "tidings" / "mirrors.json").mkdir()
+    assert list(updates(tmp_path)) == []
+    assert skipped(tmp_path, 0.0) == []
+
+
+def test_a_cache_by_two_names_counts_once(tmp_path: Path) -> None:
+    cache = tmp_path / "dnf-x"
+    (cache / "tidings").mkdir(parents=True)
+    (cache / "tidings" / "saved.jsonl").write_text("")
+    (tmp_path / "link").symlink_to(cache)
+    assert caches(tmp_path, tmp_path, [tmp_path / "link", cache]) == [cache]
+
+
+def test_who_is_not_asked_and_why(plugin: ModuleType, tmp_path: Path) -> None:
+    folder = tmp_path / "tidings"
+    folder.mkdir()
+    memory = plugin.Memory(str(folder), now=1000.0)
+    memory.learn("https://a.example.org/u", "missing")
+    memory.learn("https://me:hidden@b.example.org/u", "refused")
+    memory.learn("https://c.example.org/u", "hangs")
+    hangs, refused, missing = skipped(tmp_path, 1000.0)
+    assert (hangs.url, hangs.why) == ("https://c.example.org", "the host did not answer in time")
+    assert refused.url == "https://b.example.org/u"
+    assert refused.why == "it gave nothing that could be used"
+    assert (missing.url, missing.why) == ("https://a.example.org/u", "nothing is published there")
+    assert 4 * 86400 < missing.until < 9 * 86400
+    assert skipped(tmp_path, 1000.0 + 5000) == [missing]
+    *lines, last = skipped_lines({tmp_path: [hangs, missing]})
+    assert lines[0].startswith("not asked until 1970-01-01 00:")
+    assert "https://a.example.org/u (nothing is published there)" in lines[1]
+    assert str(folder / "mirrors.json") in last
+    assert skipped_lines({tmp_path: []}) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "[" * 100_000, '{"a": 1e400}', '{"a": NaN}', '{"a": 1' + "0" * 400 + "}",
+     '{"a": true}', '{"a": "2000"}', '{"a": null}', '{"\\u001b[2J": 2000}', '{"a": 1e9}'],
+)  # fmt: skip
+def test_a_list_of_mirrors_that_cannot_be_believed(tmp_path: Path, text: str) -> None:
+    (tmp_path / "tidings").mkdir()
+    (tmp_path / "tidings" / "mirrors.json").write_text(text)
+    assert skipped(tmp_path, 0.5) == []
 
 
 def test_caches_are_those_with_a_log(tmp_path: Path) -> None:
