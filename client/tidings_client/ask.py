@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tidings_chunkstore.errors import InputError, NetworkError
+from tidings_chunkstore.errors import InputError, NetworkError, VerificationError
 from tidings_chunkstore.limits import LIMITS
 
 from . import state as states
@@ -25,6 +25,7 @@ class Ask:
     etag: str | None
     same: bool  #: these are the bytes that the last run followed
     reason: str | None = None
+    problem: str | None = None  #: what is wrong with a head that is there, for people
 
     @classmethod
     def of(
@@ -42,6 +43,8 @@ class Ask:
             if error.code in ("connect", "timeout", "denied", "closed"):
                 raise
             return cls(None, None, False, error.code)
+        except VerificationError as error:  # its gzip is broken: as bad as any other damaged head
+            return cls(None, None, False, "head-format", str(error))
         if answer.data is None:
             if known is None:  # a 304 that nobody asked for
                 return cls(None, None, False, "no-head")

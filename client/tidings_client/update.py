@@ -116,6 +116,8 @@ class Update:
 
     def _decode_head(self) -> head.Head | None:
         """The head, where it can be used. Raises RollbackError."""
+        if self.ask.problem is not None:
+            self.progress.note(f"the head cannot be used: {self.ask.problem}")
         if self.ask.data is None:
             return None
         try:

@@ -213,6 +213,13 @@ def test_a_head_that_makes_no_sense(
     assert result.route == "full"
 
 
+def test_a_head_in_broken_gzip(old: Path, repo: Repository, misbehaving: Misbehaving) -> None:
+    misbehaving.fault(r"head\.json$", body=b"no gzip", headers=(("Content-Encoding", "gzip"),))
+    result = fetch(misbehaving.url, old)
+    right(result, old, repo)
+    assert (result.route, result.fallback_reason) == ("full", "head-format")
+
+
 @pytest.mark.parametrize("path", ["../../evil", "/etc/evil", "repodata/../../evil", ".tidings/x"])
 def test_a_path_that_leaves_its_folder(
     path: str, old: Path, repo: Repository, misbehaving: Misbehaving, tmp_path: Path
