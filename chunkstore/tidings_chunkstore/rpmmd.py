@@ -26,6 +26,7 @@ from .listing import (
 )
 
 NAME = "rpm-md"
+_FOLDER = "repodata"
 MAIN = "repodata/repomd.xml"
 SIGNATURE = "repodata/repomd.xml.asc"
 KEY = "repodata/repomd.xml.key"
@@ -97,7 +98,8 @@ class RpmMd:
         """The publish that the bytes of a repomd.xml describe.
 
         Left out and named in ``skipped``: a record with ``xml:base``, without location or type,
-        of a type or checksum not known here, and the second of two equal records.
+        of a type or checksum not known here, the second of two equal records, and a location that
+        is not directly in ``repodata/``: what a mirror names is written there and nowhere else.
 
         Raises:
             FormatError: one clear line: not a repomd.xml, an entity or document type in it, an
@@ -117,6 +119,10 @@ class RpmMd:
                 skipped.append((record.label(), reason))
                 continue
             file = record.file(what)
+            folder, _, name = file.path.partition("/")
+            if folder != _FOLDER or not name or "/" in name:
+                skipped.append((record.label(), "its location is not in repodata/"))
+                continue
             other = files.setdefault(file.path, file)
             if other is not file:
                 if (other.checksum, other.size) != (file.checksum, file.size):

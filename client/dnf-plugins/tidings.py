@@ -56,15 +56,15 @@ def _wrap(repo, conf, settings):
         return
 
     def load():
+        work = None
         try:
             work = _begin(repo, conf, settings)
         except common.Quiet as reason:
             logger.debug("tidings: %s: %s", repo.id, reason)
-            return plain()
         except Exception as error:  # noqa: BLE001 a bug of ours is no reason to go without metadata
             logger.warning("tidings: %s: %s: %s", repo.id, type(error).__name__, error)
-            return plain()
-        return work.confirm(plain)
+        # Not within the except: dnf's own errors would be told as if they came of ours.
+        return plain() if work is None else work.confirm(plain)
 
     load.tidings = True
     repo.load = load
@@ -84,17 +84,16 @@ def _begin(repo, conf, settings):
     if cached and (strategy == dnf.repo.SYNC_LAZY or not _expired(repo, conf)):
         raise common.Quiet("dnf uses its cache")
     urls, settings_for_host = _whom_to_ask(repo, settings, live)
-    base = os.path.dirname(live)
-    scratch = os.path.join(base, common.SCRATCH, os.path.basename(live))
-    common.prepare(scratch)
-    memory = common.Memory(os.path.join(base, common.SCRATCH))
+    scratch, staged = common.folders(live)
+    common.prepare(staged, keep=(".tidings",))
+    memory = common.Memory(os.path.dirname(scratch))
     urls = [url for url in urls if not memory.skips(url)]
     if not urls:
         raise common.Quiet("its mirrors are not asked for a while")
     request = {
         "v": 1,
         "urls": urls,
-        "dest": scratch,
+        "dest": staged,
         "live": live if cached else None,
         "types": _types(repo, conf),
         "zchunk": _zchunk(conf),
@@ -108,8 +107,17 @@ def _begin(repo, conf, settings):
     if told is not None:
         logger.log(getattr(logging, told[0]), "tidings: %s: %s", repo.id, told[1])
     if not summary.get("staged"):
+        if "local" in (summary.get("tried") or {}).values():
+            common.forget(staged)  # dnf may want the room
         raise common.Quiet("nothing staged")
-    return _Work(repo, strategy, live, scratch, bool(cached), memory, summary)
+    try:
+        common.hand_over(staged, scratch)
+    except (common.Quiet, OSError) as error:
+        common.forget(staged)
+        common.forget(scratch)
+        memory.learn(summary["url"], "refused")
+        raise common.Quiet(str(error)) from error
+    return _Work(repo, strategy, live, scratch, staged, bool(cached), memory, summary)
 
 
 def _whom_to_ask(repo, settings, live):
@@ -183,18 +191,19 @@ def _bar(repo):
 class _Work:
     """Staged metadata on its way through dnf's own judgement."""
 
-    def __init__(self, repo, strategy, live, scratch, cached, memory, summary):
+    def __init__(self, repo, strategy, live, scratch, staged, cached, memory, summary):
         self.repo = repo
         self.strategy = strategy
         self.live = live
         self.scratch = scratch
+        self.staged = staged
         self.cached = cached
         self.memory = memory
         self.summary = summary
 
     def confirm(self, plain):
         """dnf's load on the scratch folder; then into the cache, or dnf's load as ever."""
-        staged = common.digest(os.path.join(self.scratch, common.REPOMD))
+        given = common.digest(os.path.join(self.scratch, common.REPOMD))
         try:
             fresh = self._load_scratch(plain)
         except dnf.exceptions.RepoError as error:
@@ -202,8 +211,8 @@ class _Work:
             # scratch folder dnf finds out which.
             logger.debug("tidings: %s: %s", self.repo.id, error)
             fresh = None
-        except common.Quiet as reason:
-            logger.warning("tidings: %s: %s", self.repo.id, reason)
+        except Exception as error:  # noqa: BLE001 what a mirror sent never ends dnf's run
+            logger.warning("tidings: %s: %s", self.repo.id, error)
             self.memory.learn(self.summary["url"], "refused")
             fresh = None
         except BaseException:
@@ -211,18 +220,21 @@ class _Work:
             raise
         if fresh is None:
             return self._without(plain)
-        confirmed = staged == common.digest(os.path.join(self.scratch, common.REPOMD))
+        confirmed = given == common.digest(os.path.join(self.scratch, common.REPOMD))
+        moved = True
         try:
             common.move_in(
                 self.scratch, self.live, ("pubring", "metalink.xml", "mirrorlist", common.REPODATA)
             )
         except OSError as error:
             logger.warning("tidings: %s: %s", self.repo.id, error)
+            moved = False
+        if not moved:
             return self._without(plain)
         self._point_at(self.live)
         self.repo._repo.setSyncStrategy(self.strategy)
         loaded = self.repo._repo.loadCache(False)
-        common.clear(self.scratch)
+        common.forget(self.scratch)
         if not loaded:
             logger.warning("tidings: %s: the cache cannot be read after the move", self.repo.id)
             self.cached = False
@@ -269,10 +281,11 @@ class _Work:
     def _restore(self):
         keys = os.path.join(self.scratch, "pubring")
         if os.path.isdir(keys) and not os.path.islink(keys):
-            # The user has agreed to them for this repository.
+            # dnf made it (``hand_over``): the user has agreed to these keys for this repository.
             with contextlib.suppress(OSError):
                 common.move_in(self.scratch, self.live, ("pubring",))
-        common.clear(self.scratch)
+        common.forget(self.scratch)
+        common.forget(self.staged)  # refused, or in the way of dnf's own download
         self._point_at(self.live)
         self.repo._repo.setSyncStrategy(self.strategy)
         if self.cached:

@@ -17,6 +17,7 @@ import select
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
 import time
@@ -25,12 +26,13 @@ import xml.etree.ElementTree
 
 CONFIG = "/etc/dnf/plugins/tidings.conf"
 SCRATCH = "tidings"  # folder in dnf's cache folder; nothing in it is read by dnf
+STAGED = "staged"  # folder in that one, where `tidings stage` writes; dnf is never pointed there
 REPODATA = "repodata"
 REPOMD = os.path.join(REPODATA, "repomd.xml")
 
 WEEK = 7 * 86400
 HOUR = 3600
-FIRST_ANSWER = 2.6  # seconds from start until a mirror's head; then dnf goes on alone
+FIRST_ANSWER = 2.6  # seconds that mirrors may keep one run of dnf waiting for their heads
 PATIENCE = 300.0  # seconds for everything
 _MIRRORS = 2  # of a metalink or mirrorlist
 _SMALL = 4 << 20  # bytes of a metalink, repomd.xml or log that are read
@@ -60,6 +62,7 @@ class Settings:
         self.repos = {}
         self.broken = False  # then nobody is asked
         self.mistakes = []
+        self.waits = FIRST_ANSWER  # seconds that mirrors may still keep this run waiting
         try:
             with open(path, "rb") as file:
                 self._take(file.read(_SMALL))
@@ -185,6 +188,8 @@ class Source:
             urls = [url for url in self.baseurls if url.startswith(("http://", "https://"))]
         if not urls:
             raise Quiet("no mirror to ask")
+        if any(url != without_secrets(url) for url in urls):
+            raise Quiet("it needs credentials, which only dnf itself sends")
         return [url.rstrip("/") for url in urls[:_MIRRORS]], True
 
 
@@ -357,20 +362,59 @@ def without_secrets(url):
     return re.sub(r"^(\w+://)[^/@]*@", r"\1", url)
 
 
-# -- the scratch folder ----------------------------------------------------------------------------
+# -- two folders -----------------------------------------------------------------------------------
+#
+# What a mirror sends is written to the *staged* folder, whose names it may choose. dnf is pointed
+# at the *scratch* folder: it holds plain files in repodata/, put there by ``hand_over``, and what
+# dnf itself makes: keys (pubring), solv files and lists of mirrors are never a mirror's.
 
 
-def clear(scratch):
+def folders(live):
+    """The scratch folder and the staged folder of the repository whose cache folder is *live*."""
+    base = os.path.join(os.path.dirname(live), SCRATCH)
+    return (
+        os.path.join(base, os.path.basename(live)),
+        os.path.join(base, STAGED, os.path.basename(live)),
+    )
+
+
+def forget(folder):
+    """Take a folder away, and all in it."""
+    if os.path.islink(folder):
+        with contextlib.suppress(OSError):
+            os.unlink(folder)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear(staged):
     """Take away all that looks like metadata, and leave ``.tidings``, which serves the next run."""
-    for name in _names(scratch):
+    for name in _names(staged):
         if name == ".tidings":
             continue
-        path = os.path.join(scratch, name)
+        path = os.path.join(staged, name)
         if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path, ignore_errors=True)
         else:
             with contextlib.suppress(OSError):
                 os.unlink(path)
+
+
+def hand_over(staged, scratch):
+    """Make the scratch folder anew, with the staged repodata/. Raises Quiet, OSError.
+
+    What is not a plain file there is refused with all the rest.
+    """
+    repodata = os.path.join(staged, REPODATA)
+    for folder in (staged, repodata):
+        if not stat.S_ISDIR(os.lstat(folder).st_mode):
+            raise Quiet("what was staged is no folder")
+    for name in os.listdir(repodata):
+        if not stat.S_ISREG(os.lstat(os.path.join(repodata, name)).st_mode):
+            raise Quiet("what was staged is not flat")
+    prepare(scratch)
+    os.rename(repodata, os.path.join(scratch, REPODATA))
+    clear(staged)
 
 
 def _names(folder):
@@ -380,17 +424,28 @@ def _names(folder):
         return []
 
 
-def prepare(scratch):
-    """Make the scratch folder, empty but for ``.tidings``. Raises Quiet: a read-only cache."""
+def make_room(folder):
+    """Make the folder that *folder* is to lie in. Raises Quiet: a read-only cache."""
     try:
-        os.makedirs(scratch, mode=0o755, exist_ok=True)
+        os.makedirs(os.path.dirname(folder), mode=0o755, exist_ok=True)
     except OSError as error:
         raise Quiet(f"no scratch folder: {error}") from error
-    if os.path.islink(scratch) or not os.access(scratch, os.W_OK):
-        raise Quiet(f"{scratch} is not usable")
-    clear(scratch)
-    if os.path.exists(os.path.join(scratch, REPODATA)):
-        raise Quiet(f"{scratch} cannot be cleared")
+
+
+def prepare(folder, keep=()):
+    """Make a folder of ours, empty but for *keep*. Raises Quiet: a read-only cache."""
+    if not keep:
+        forget(folder)
+    try:
+        os.makedirs(folder, mode=0o755, exist_ok=True)
+    except OSError as error:
+        raise Quiet(f"no scratch folder: {error}") from error
+    if os.path.islink(folder) or not os.access(folder, os.W_OK):
+        raise Quiet(f"{folder} is not usable")
+    if keep:
+        clear(folder)
+    if set(_names(folder)) - set(keep):
+        raise Quiet(f"{folder} cannot be cleared")
 
 
 def copy_fresh(source, target):
@@ -444,9 +499,12 @@ def stage(settings, request, tell=None):
     """Run `tidings stage` and return its summary. Raises Quiet when there is none.
 
     *tell(done, total)* gets bytes as they arrive. The command ends when its standard input does,
-    so it never outlives dnf; whatever happens here, it is gone when this returns.
+    so it never outlives dnf; whatever happens here, it is gone when this returns. What it waits for
+    mirrors that hang is taken from ``settings.waits``, so that many of them cost no more than one.
     """
     started = time.monotonic()
+    if settings.waits < FIRST_ANSWER / 4:
+        raise Quiet("mirrors have kept this run waiting long enough")
     # Not a pipe: dnf dies of SIGPIPE, and a socket can be written to without.
     near, far = socket.socketpair()
     try:
@@ -463,23 +521,31 @@ def stage(settings, request, tell=None):
     finally:
         far.close()
     try:
-        near.settimeout(FIRST_ANSWER)
+        near.settimeout(settings.waits)
         with contextlib.suppress(OSError):  # its silence says enough
             near.sendall(json.dumps(request).encode("utf-8") + b"\n", socket.MSG_NOSIGNAL)
-        answered = False
-        limit = [started + FIRST_ANSWER * max(1, len(request["urls"]))]
+        answered = ready = False
+        limit = [started + settings.waits]
         for event in _events(child.stdout, limit):
             kind = event.get("type")
+            ready = True
             if kind == "head" and not answered:
                 answered = True
                 limit[0] = started + settings.timeout
             elif kind == "progress" and tell is not None:
                 tell(event.get("done") or 0, event.get("total") or 0)
             elif kind == "summary":
+                if "hangs" in (event.get("tried") or {}).values():
+                    settings.waits -= time.monotonic() - started
+                if event.get("staged") and not isinstance(event.get("url"), str):
+                    raise Quiet(f"{settings.command} does not say where it was")
                 return event
             elif kind == "error":
                 raise Quiet(str((event.get("error") or {}).get("message")))
         if time.monotonic() >= limit[0]:
+            if not ready:  # this machine is slow, not a mirror
+                raise Quiet(f"{settings.command} takes long to start")
+            settings.waits -= time.monotonic() - started
             return {
                 "staged": False,
                 "tried": dict.fromkeys(request["urls"], "hangs"),

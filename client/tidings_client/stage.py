@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -51,6 +52,7 @@ REQUEST_LIMIT = 1 << 20  #: bytes of a request
 
 _LAYOUT = "rpm-md"
 _REPOMD = "repodata/repomd.xml"
+_PLAIN = re.compile(r"repodata/[^/]+")  #: all that dnf's repomd.xml may lead to
 _HANGS = frozenset({"timeout", "connect", "connection", "closed"})
 _ABSENT = frozenset({"no-tidings", "missing", "forbidden"})
 #: dnf waits for this, so it is short: a mirror that is worth asking answers at once. A trickle ends
@@ -252,13 +254,18 @@ def _with_types(
 
 
 def _must_fit(found: heads.Head, dest: Path) -> None:
-    """A hostile head shall not fill dnf's disk: what it names must fit twice."""
+    """A hostile head shall not fill dnf's disk: what it names must fit three times.
+
+    That is here, as dnf takes it, and once more where dnf imports a key meanwhile.
+    """
     wanted = sum(file.size for file in found.files)
+    if any(not _PLAIN.fullmatch(file.path) for file in found.files):
+        raise GivenUp("refused", "the head names files that are not in repodata/")
     try:
         free = shutil.disk_usage(dest).free
     except OSError as error:
         raise GivenUp("local", str(error)) from error
-    if 2 * wanted > free:
+    if 3 * wanted > free:
         raise GivenUp("local", f"{wanted} bytes of metadata and {free} free")
 
 
@@ -347,6 +354,7 @@ def _run(source: TextIO, environ: MutableMapping[str, str], reporter: Reporter) 
     line = source.readline(REQUEST_LIMIT)
     request = Request.decode(line.encode())
     _apply(request, environ)
+    reporter.data({"type": "ready"})
     threading.Thread(target=_end_with, args=(source,), daemon=True).start()
     staged = stage(request, reporter)
     reporter.summary(staged.to_json(), "")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -286,6 +289,35 @@ def test_a_service_ahead_of_its_origin(plain: Rig) -> None:
     assert plain.packages() == plain.expected(1)
 
 
+@pytest.mark.parametrize("folder", ["pubring", "solv", "repodata/sub"])
+def test_a_hostile_repomd_that_names_other_folders(
+    make_rig: Make, signer: Key, folder: str
+) -> None:
+    """Forged metadata, self-consistent, with a record whose location is dnf's own folder."""
+    rig = make_rig(key=signer)
+    rig.both_have(1)
+    forged = rig.forged_tree(1)
+    place = forged / folder
+    place.mkdir(exist_ok=True)
+    (place / "gpg.conf").write_bytes(b"x" * 100)
+    repomd = forged / "repodata" / "repomd.xml"
+    sha = hashlib.sha256(b"x" * 100).hexdigest()
+    record = (
+        f'<data type="prestodelta"><checksum type="sha256">{sha}</checksum>'
+        f'<location href="{folder}/gpg.conf"/><size>100</size></data></repomd>'
+    )
+    repomd.write_text(repomd.read_text().replace("</repomd>", record))
+    root = rig.service.server.root
+    for name in {folder.partition("/")[0], "repodata"}:
+        shutil.rmtree(root / name, ignore_errors=True)
+        shutil.copytree(forged / name, root / name)
+    rig.tidings_mirror("publish", root)
+    rig.dnf("--refresh", "makecache").ok()
+    assert not list(rig.cache.rglob("gpg.conf"))
+    assert rig.cached_version() == "1"
+    assert rig.packages() == rig.expected(1)
+
+
 # -- time ----------------------------------------------------------------------------------------
 
 
@@ -434,6 +466,7 @@ def test_a_full_disk(make_rig: Make) -> None:
     try:
         (small / "fill").write_bytes(bytes(32768))
         rig.dnf("--refresh", "makecache").ok()
+        assert not list(small.rglob("part-*")), "what could not be finished is in the way of nobody"
     finally:
         subprocess.run(["umount", str(small)], check=True)
     assert rig.packages() == rig.expected(2)
@@ -454,13 +487,67 @@ def test_a_planted_symlink_is_not_followed(plain: Rig) -> None:
     elsewhere = plain.folder / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "precious").write_text("x")
-    scratch = plain.cache / "tidings" / plain.live.name
-    subprocess.run(["rm", "-rf", str(scratch)], check=True)
-    scratch.symlink_to(elsewhere)
-    plain.both_have(2)
-    plain.dnf("--refresh", "makecache").ok()
-    assert [path.name for path in elsewhere.iterdir()] == ["precious"]
-    assert plain.packages() == plain.expected(2)
+    for version, place in ((2, "."), (3, "staged")):
+        planted = plain.cache / "tidings" / place / plain.live.name
+        subprocess.run(["rm", "-rf", str(planted)], check=True)
+        planted.symlink_to(elsewhere)
+        plain.both_have(version)
+        plain.dnf("--refresh", "makecache").ok()
+        assert [path.name for path in elsewhere.iterdir()] == ["precious"]
+        assert plain.packages() == plain.expected(version)
+
+
+#: A `tidings` that stages what the origin has, and what a hostile mirror would like to be there.
+HOSTILE = """#!/usr/bin/env python3
+import json, os, pathlib, shutil, sys
+request = json.loads(sys.stdin.readline())
+dest = pathlib.Path(request["dest"])
+shutil.copytree({tree!r}, dest / "repodata")
+{plant}
+print(json.dumps({{"type": "head", "url": request["urls"][0]}}))
+print(json.dumps({{"type": "summary", "staged": True, "url": request["urls"][0], "tried": {{}}}}))
+"""
+PLANTS = {
+    "keys": 'shutil.copytree({gpg!r}, dest / "pubring")',
+    "gpg.conf": '(dest / "pubring").mkdir(); (dest / "pubring/gpg.conf").write_text({log!r})',
+    "solv": '(dest / "solv").mkdir(); (dest / "solv/many.solv").write_text("x")',
+    "lists": '(dest / "metalink.xml").write_text("x"); (dest / "mirrorlist").write_text("x")',
+    "kept": '(dest / "kept").mkdir()',
+    "a folder in repodata": '(dest / "repodata/sub").mkdir()',
+    "a link in repodata": '(dest / "repodata/link").symlink_to("/etc/passwd")',
+    "a link": 'shutil.rmtree(dest / "repodata"); (dest / "repodata").symlink_to("/etc")',
+    "nothing": 'shutil.rmtree(dest / "repodata")',
+}
+
+
+@pytest.mark.parametrize("cold", [True, False], ids=["cold", "cached"])
+@pytest.mark.parametrize("what", sorted(PLANTS))
+def test_nothing_but_plain_metadata_is_handed_to_dnf(
+    make_rig: Make, signer: Key, tmp_path: Path, what: str, cold: bool
+) -> None:
+    """Keys, solv files and lists in dnf's cache are dnf's own, whatever a mirror names."""
+    rig = make_rig(key=signer)
+    rig.both_have(1)
+    if not cold:
+        rig.dnf("makecache").ok()
+    rig.both_have(2)
+    log = tmp_path / "written-by-gpg"
+    tree = rig.origin.server.root / "repodata"
+    plant = PLANTS[what].format(gpg=str(tmp_path / "stranger"), log=f"log-file {log}\n")
+    (tmp_path / "stranger").mkdir()
+    (tmp_path / "stranger" / "pubring.kbx").write_bytes(b"not a key of anybody's")
+    rig.command.write_text(HOSTILE.format(tree=str(tree), plant=plant))
+    rig.dnf("--refresh", "makecache").ok()
+    assert not log.exists()
+    assert rig.cached_version() == "2"
+    assert rig.packages() == rig.expected(2)
+    names = {path.name for path in rig.live.iterdir()}
+    assert names <= {"repodata", "pubring"}, names
+    assert not any(p.is_symlink() or p.is_dir() for p in (rig.live / "repodata").iterdir())
+    keys = {path.name for path in (rig.live / "pubring").iterdir()}
+    assert "gpg.conf" not in keys
+    for path in (rig.live / "pubring").rglob("*"):
+        assert not path.is_file() or b"not a key of anybody" not in path.read_bytes()
 
 
 def test_a_user_without_root(make_rig: Make) -> None:

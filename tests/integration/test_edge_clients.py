@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
 import shutil
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from email.utils import formatdate
@@ -15,31 +13,15 @@ from pathlib import Path
 import httpx
 import pytest
 
+from support.clients import Apt, Dnf, Zypper, run
 from support.dnf import build_packages, dnf_program, make_repository
-from support.edge import RunningEdge, start_edge
+from support.edge import start_edge
 from support.servers import Servers
 from support.system import require
 from tidings_chunkstore.backends.local import LocalBackend
 from tidings_chunkstore.publisher import publish
 
 PATH = "many/43"
-
-
-def run(*command: object, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
-    """What a command said; it must end well."""
-    done = subprocess.run(
-        [str(word) for word in command],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=120,
-        cwd=cwd,
-        env={**os.environ, "LC_ALL": "C", **(env or {})},
-    )
-    assert done.returncode == 0, f"{command}: {done.stdout[-3000:]}"
-    return done.stdout
 
 
 def metadata_bytes(root: Path) -> int:
@@ -56,64 +38,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Mapping[int, Sequence[Pat
     return build_packages(tmp_path_factory.mktemp("rpms"))
 
 
-class Dnf:
-    """dnf in a root of its own; it asks anew each time."""
-
-    def __init__(self, folder: Path, edge: RunningEdge) -> None:
-        self.root = folder / "root"
-        for name in ("repos", "cache", "log", "root"):
-            (folder / name).mkdir(parents=True)
-        (folder / "repos" / "many.repo").write_text(
-            f"[many]\nname=many\nbaseurl={edge.url}/{PATH}/\ngpgcheck=0\nmetadata_expire=0\n"
-        )
-        self.command = [
-            *(dnf_program(), "-y", "--noplugins", f"--installroot={self.root}"),
-            *("--releasever=43", f"--setopt=reposdir={folder / 'repos'}"),
-            *(f"--setopt=cachedir={folder / 'cache'}", f"--setopt=logdir={folder / 'log'}"),
-            "--setopt=retries=1",
-        ]
-
-    def packages(self) -> set[str]:
-        said = run(*self.command, "repoquery", "--refresh", "--qf", "P %{name}-%{version}")
-        return {line[2:] for line in said.splitlines() if line.startswith("P ")}
-
-    def install(self, name: str) -> None:
-        run(*self.command, "install", "--setopt=install_weak_deps=0", name)
-
-    def has(self, path: str) -> bool:
-        return (self.root / path).exists()
-
-
-class Zypper:
-    """zypper in a root of its own."""
-
-    def __init__(self, folder: Path, edge: RunningEdge) -> None:
-        program = require("zypper")
-        self.root = folder / "root"
-        self.root.mkdir(parents=True)
-        self.command = [program, "--root", self.root, "--non-interactive", "--no-gpg-checks"]
-        run(*self.command, "addrepo", "--refresh", f"{edge.url}/{PATH}/", "many")
-
-    def packages(self) -> set[str]:
-        run(*self.command, "refresh", "--force")
-        said = run(*self.command, "search", "-s")
-        rows = [[cell.strip() for cell in line.split("|")] for line in said.splitlines()]
-        return {
-            f"{row[1]}-{row[3].removesuffix('-1')}"
-            for row in rows
-            if len(row) > 4 and row[2] == "package"
-        }
-
-    def install(self, name: str) -> None:
-        run(*self.command, "install", "--no-recommends", name)
-
-    def has(self, path: str) -> bool:
-        return (self.root / path).exists()
-
-
 def expected(built: Mapping[int, Sequence[Path]], version: int) -> set[str]:
     return {
-        rpm.name.removesuffix("-1.noarch.rpm")
+        rpm.name.removesuffix(".noarch.rpm")
         for each in range(1, version + 1)
         for rpm in built[each]
     }
@@ -132,7 +59,7 @@ def test_rpm_clients_follow_the_mirror_by_its_deltas(
     origin = servers.mirror(tmp_path / "www", "--cache", tmp_path / "mirror-cache")
     wire = servers.wire(origin.url)
     edge = start_edge(servers, tmp_path / "edge", {PATH: {"urls": [f"{wire.url}/{PATH}"]}})
-    machine = client(tmp_path / "client", edge)
+    machine = client(tmp_path / "client", f"{edge.url}/{PATH}/")
     assert machine.packages() == expected(built, 1)
     for version in (2, 3):
         shutil.rmtree(root / "repodata")  # as a mirror that keeps nothing old
@@ -242,47 +169,6 @@ class Archive:
         return target
 
 
-class Apt:
-    """apt-get with folders of its own; nothing of the system is read or changed."""
-
-    def __init__(self, folder: Path, source: str) -> None:
-        for name in ("state/lists/partial", "cache/archives/partial", "etc", "log", "out"):
-            (folder / name).mkdir(parents=True)
-        (folder / "state" / "status").write_text("")
-        (folder / "etc" / "sources.list").write_text(f"deb [trusted=yes] {source}\n")
-        self.folder = folder
-        options = {
-            "Dir": "/nonexistent",
-            "Dir::State": folder / "state",
-            "Dir::State::status": folder / "state" / "status",
-            "Dir::Cache": folder / "cache",
-            "Dir::Etc": folder / "etc",
-            "Dir::Etc::sourcelist": folder / "etc" / "sources.list",
-            "Dir::Etc::sourceparts": "-",
-            "Dir::Etc::main": "-",
-            "Dir::Etc::parts": "-",
-            "Dir::Log": folder / "log",
-            "Dir::Bin::methods": "/usr/lib/apt/methods",
-            "APT::Architecture": "amd64",
-            "APT::Sandbox::User": "root",
-            "Acquire::Languages": "none",
-            "Acquire::Retries": "0",
-            "APT::Update::Error-Mode": "any",
-        }
-        self.options = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
-
-    def update(self) -> str:
-        return run(require("apt-get"), *self.options, "update")
-
-    def version(self) -> str:
-        said = run(require("apt-cache"), *self.options, "show", "tale")
-        return next(line[9:] for line in said.splitlines() if line.startswith("Version: "))
-
-    def download(self) -> bytes:
-        run(require("apt-get"), *self.options, "download", "tale", cwd=self.folder / "out")
-        return next((self.folder / "out").iterdir()).read_bytes()
-
-
 @pytest.mark.parametrize("kind", ["by-hash", "by-name", "flat"])
 def test_apt_follows_the_mirror_by_its_deltas(kind: str, tmp_path: Path, servers: Servers) -> None:
     require("apt-get")
@@ -298,7 +184,7 @@ def test_apt_follows_the_mirror_by_its_deltas(kind: str, tmp_path: Path, servers
     suite = "./" if kind == "flat" else "stable/updates main"
     apt = Apt(tmp_path / "client", f"{edge.url}/inside/debian {suite}")
     apt.update()
-    assert apt.version() == "1"
+    assert apt.version("tale") == "1"
     for version in (2, 3):
         archive.write(version)
         publish(archive.suite, backend)
@@ -306,13 +192,13 @@ def test_apt_follows_the_mirror_by_its_deltas(kind: str, tmp_path: Path, servers
         time.sleep(1.1)
         wire.reset()
         apt.update()
-        assert apt.version() == str(version)
+        assert apt.version("tale") == str(version)
         assert wire.received < full / 2, (wire.received, full)
     by_hash = [line for line in edge.log().splitlines() if "/by-hash/SHA512/" in line]
     assert len(by_hash) == (3 if kind == "by-hash" else 0)
     assert all('"status": 200' in line for line in by_hash)
     deb = archive.root / archive.pool / "tale_3_all.deb"
-    assert apt.download() == deb.read_bytes()
+    assert apt.download("tale") == deb.read_bytes()
 
 
 def test_apt_reads_what_is_not_held_from_the_upstream(tmp_path: Path, servers: Servers) -> None:
@@ -339,7 +225,7 @@ def test_apt_reads_what_is_not_held_from_the_upstream(tmp_path: Path, servers: S
     edge = start_edge(servers, tmp_path / "edge", repos)
     apt = Apt(tmp_path / "client", f"{edge.url}/deb stable/updates main")
     apt.update()
-    assert apt.version() == "1"
+    assert apt.version("tale") == "1"
     fetched = [seen.path for seen in origin.seen if "Packages" in seen.path]
     assert fetched == [], "not by name"
     assert any("/by-hash/" in seen.path for seen in origin.seen)

@@ -165,8 +165,6 @@ def test_one_path_named_twice() -> None:
         ".tidings/x",
         "repodata/repomd.xml",
         "repodata/repomd.xml.asc",
-        "repodata/repomd.xml/x",
-        "repodata",
         "x" * 256,
         "a/" * 300 + "b",
     ],
@@ -176,9 +174,19 @@ def test_unsafe_paths_are_refused(href: str) -> None:
         RPM_MD.parse(repomd(record(href=href)))
 
 
-def test_paths_outside_repodata_are_fine() -> None:
-    (file,) = RPM_MD.parse(repomd(record(href="média data/tidings"))).files
-    assert file.path == "média data/tidings"
+@pytest.mark.parametrize(
+    "href",
+    [
+        *("pubring/pubring.kbx", "pubring/gpg.conf", "solv/many.solv", "metalink.xml", "repodata"),
+        *("repodata/repomd.xml/x", "repodata/sub/primary.xml", "repodata2/x", "média data/x"),
+    ],
+)
+def test_what_is_not_in_repodata_is_left_out(href: str) -> None:
+    """dnf keeps its keys and solv files beside repodata/: no mirror names a file there."""
+    good = record(href="repodata/good.xml")
+    listing = RPM_MD.parse(repomd(good, record(kind="other", href=href)))
+    assert [file.path for file in listing.files] == ["repodata/good.xml"]
+    assert [reason for _, reason in listing.skipped] == ["its location is not in repodata/"]
 
 
 DOCTYPE = b'<?xml version="1.0"?><!DOCTYPE repomd [<!ENTITY a "b">]><repomd/>'

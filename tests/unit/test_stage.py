@@ -200,7 +200,9 @@ def test_the_command(site: Misbehaving, tmp_path: Path) -> None:
     process.wait(timeout=30)
     events = [json.loads(line) for line in output.splitlines()]
     assert process.returncode == 0
-    assert [event["type"] for event in events if event["type"] != "progress"] == ["head", "summary"]
+    assert [event["type"] for event in events if event["type"] != "progress"] == [
+        *("ready", "head", "summary")
+    ]
     assert events[-1]["staged"] is True
 
 
