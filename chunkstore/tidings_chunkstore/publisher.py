@@ -348,13 +348,14 @@ class _Publish:
                 # Whatever it is, clients get it as it is.
                 self._add_file(source, self._opaque(file, published), None)
                 return
+        content_id = ContentId.of(content)
+        self._check_opened(file, content_id, len(content))
         hint = next((f.recipe for f in old.files if f.type == file.type), None) if old else None
         proof = self._pool.submit(recipes.find, published, content, codec, hint)
         if hint is None and proof.result() is None:
             self._add_file(source, self._opaque(file, published), None)
             return
         # With a recipe that held last time, the proof runs beside the chunking and the delta.
-        content_id = ContentId.of(content)
         track = self._track_for(file, content_id)
         self._store(track, content_id, content, source.size, packer)
         found = proof.result()
@@ -365,6 +366,16 @@ class _Publish:
             side_track = f"{track}.{file.type}.side{number}"
             self._store(side_track, side, data, source.size, packer, is_side=True)
         self._add_file(source, track, found.recipe)
+
+    def _check_opened(self, file: PublishedFile, content: ContentId, size: int) -> None:
+        """A client's ``verify`` holds the content to what the main file says of it: so do we."""
+        what, main = f"{self.tree.root}/{file.path}", self.tree.listing.main
+        if file.open_size is not None and size != file.open_size:
+            text = f"opens to {size} bytes, and open-size in {main} is {file.open_size}"
+            raise UnsettledError(f"{what}: {text}", code="wrong-size", paths=[file.path])
+        if file.open_id is not None and content != file.open_id:
+            text = f"opens to another content than {main} says (open-checksum)"
+            raise UnsettledError(f"{what}: {text}", code="wrong-checksum", paths=[file.path])
 
     def _add_file(self, source: _Source, track: str, recipe: Recipe | None) -> None:
         file = source.file
@@ -381,6 +392,8 @@ class _Publish:
         """The file is as before: so are its content, its recipe and its side contents."""
         recipe = same.recipe
         for content in old.contents:
+            if content.track == same.track and recipe is not None:
+                self._check_opened(source.file, content.id, content.size)
             wanted = content.track == same.track or (recipe and content.id in recipe.sides)
             if wanted and content.track not in self._contents:
                 place = content.index.within(pack) if content.index else None

@@ -358,6 +358,28 @@ def test_a_mirror_in_the_middle_of_its_rsync_is_not_published(mirror: Mirror) ->
     assert mirror.publish().changed
 
 
+@pytest.mark.parametrize("known", [False, True], ids=["new file", "known file"])
+@pytest.mark.parametrize(
+    ("element", "code"), [("open-size", "wrong-size"), ("open-checksum", "wrong-checksum")]
+)
+def test_what_a_file_opens_to_is_compared_too(
+    mirror: Mirror, element: str, code: str, known: bool
+) -> None:
+    mirror.publish()
+    if not known:
+        mirror.packages = repos.evolve(mirror.packages, 1)
+        mirror.write()
+    listing = mirror.listing()
+    main = mirror.root / "repodata/repomd.xml"
+    text = main.read_text()
+    at = text.index("</", text.index(f"<{element}", text.index('type="primary"'))) - 1
+    main.write_text(f"{text[:at]}{'1' if text[at] != '1' else '2'}{text[at + 1 :]}")
+    with pytest.raises(UnsettledError, match=element) as caught:
+        mirror.publish()
+    assert caught.value.code == code
+    assert mirror.listing() == listing
+
+
 def test_a_folder_without_metadata(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no rpm-md or apt metadata"):
         publisher.publish(tmp_path, LocalBackend(tmp_path / "tidings"))
