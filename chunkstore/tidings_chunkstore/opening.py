@@ -18,6 +18,7 @@ from .limits import KIB, MIB
 from .zstd import zstd
 
 PIECE = 1 * MIB  #: bytes of the largest piece that ``open_stream`` yields
+UNOPENED = (".lzma", ".lz4")  #: suffixes of wrappings that are not opened here
 _READ = 64 * KIB  #: small, because each member's end copies what was read behind it
 _MEMBERS = 65_536  #: gzip members, zstd frames or streams in one file
 _XZ_MEMORY = 160 * MIB  #: a decoder of preset 9 takes 65 MiB

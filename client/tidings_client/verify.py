@@ -14,7 +14,7 @@ from pathlib import Path
 from tidings_chunkstore.errors import FormatError, InputError
 from tidings_chunkstore.layout import Layout, Listing, PublishedFile, detect
 from tidings_chunkstore.limits import LIMITS
-from tidings_chunkstore.opening import PIECE, codec_of, open_stream
+from tidings_chunkstore.opening import PIECE, UNOPENED, codec_of, open_stream
 
 from . import state
 from .local import Destination
@@ -95,7 +95,7 @@ def _verify(dest: Destination, trust: TrustSettings, progress: Progress) -> Verd
             good += 1
             stamp = dest.stamp(file.path)
             size += stamp.size if stamp else 0
-            opened += file.open_id is not None or file.open_size is not None
+            opened += _opens(file)
         elif problem.problem == "missing" and file.path not in expected:
             absent.append(file.path)
         else:
@@ -141,6 +141,12 @@ def _other_mains(layout: Layout, listing: Listing, beside: Mapping[str, bytes]) 
     return found
 
 
+def _opens(file: PublishedFile) -> bool:
+    """Whether the main file says what *file* opens to, and it can be opened here."""
+    promised = file.open_id is not None or file.open_size is not None
+    return promised and not file.path.endswith(UNOPENED)
+
+
 def _check(dest: Destination, file: PublishedFile, progress: Progress) -> Finding | None:
     def finding(problem: str, text: str) -> Finding:
         return Finding(file.path, problem, text)
@@ -148,7 +154,7 @@ def _check(dest: Destination, file: PublishedFile, progress: Progress) -> Findin
     try:
         handle = dest.open(file.path)
     except InputError as error:
-        return finding(error.code, str(error))
+        return finding(error.code, str(error).removeprefix(f"{dest.path / file.path}: "))
     if handle is None:
         return finding("missing", "not there")
     with handle:
@@ -164,7 +170,7 @@ def _check(dest: Destination, file: PublishedFile, progress: Progress) -> Findin
                 progress(file.path, done, size)
             if digest.hexdigest() != file.checksum.hex:
                 return finding("checksum", f"has another {file.checksum.algorithm} than named")
-        if file.open_id is None and file.open_size is None:
+        if not _opens(file):
             return None
         handle.seek(0)
         start = handle.read(_MAGIC)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from dataclasses import replace
@@ -378,6 +379,19 @@ def test_what_a_file_opens_to_is_compared_too(
         mirror.publish()
     assert caught.value.code == code
     assert mirror.listing() == listing
+
+
+def test_a_wrapping_that_is_not_opened_is_not_compared(tmp_path: Path) -> None:
+    plain = b"Package: a\n"
+    for name, data in (("Packages", plain), ("Packages.lz4", b"an lz4 frame")):
+        (tmp_path / name).write_bytes(data)
+    lines = [
+        f" {hashlib.sha256(data).hexdigest()} {len(data)} {name}"
+        for name, data in (("Packages", plain), ("Packages.lz4", b"an lz4 frame"))
+    ]
+    text = "Suite: x\nDate: Tue, 14 Nov 2023 22:13:20 UTC\nSHA256:\n" + "\n".join(lines) + "\n"
+    (tmp_path / "Release").write_text(text)
+    assert publisher.publish(tmp_path, LocalBackend(tmp_path / "tidings")).changed
 
 
 def test_a_folder_without_metadata(tmp_path: Path) -> None:
