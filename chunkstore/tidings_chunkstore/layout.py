@@ -141,7 +141,7 @@ def read_tree(
     *types* only the files that these select (``select``) must be there.
 
     Raises:
-        InputError: no metadata (``no-metadata``), a main file that is broken
+        InputError: no metadata (``no-metadata``), a main file that is broken or names nothing
             (``broken-metadata``, ``unsafe-path``), a symlink out of the roots (``outside``),
             something that is no regular file (``not-a-file``).
         UnsettledError: as in the middle of a mirror's rsync: files are missing
@@ -158,6 +158,11 @@ def read_tree(
     tree = _Tree(root, follow)
     mains = _read_mains(tree, layout, main)
     listing = _parse(layout, mains[-1].data, main, root)
+    if not listing.files:
+        left_out = f" ({len(listing.skipped)} left out)" if listing.skipped else ""
+        raise InputError(
+            f"{root}: {main} names no file that can be published{left_out}", code="broken-metadata"
+        )
     absent = _check_sizes(tree, layout, listing, types)
     _check_beside(layout, listing, mains, set(absent), root)
     files = tuple(_prove(tree, file, main) for file in listing.files if file.path not in absent)
@@ -263,9 +268,10 @@ class _Tree:
             raise UnsettledError(f"{self.root}/{path}: not there", code="missing-files") from error
         except OSError as error:
             raise LocalError(f"{self.root}/{path}: {error.strerror}", code="unreadable") from error
+        if not stat.S_ISREG(os.fstat(handle).st_mode):  # before fdopen, which takes no folder
+            os.close(handle)
+            raise InputError(f"{self.root}/{path}: not a regular file", code="not-a-file")
         with os.fdopen(handle, "rb", buffering=0) as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise InputError(f"{self.root}/{path}: not a regular file", code="not-a-file")
             yield file, real
 
     def read(self, path: str) -> bytes:

@@ -108,12 +108,20 @@ def test_no_metadata(rpm: Path, tmp_path: Path) -> None:
     [
         (b"", "broken-metadata"),
         (b"<repomd>", "broken-metadata"),
+        (b"<repomd/>", "broken-metadata"),
+        (b'<repomd><data type="primary"/></repomd>', "broken-metadata"),
         (b'<repomd><data type="x"><location href="../x"/></data></repomd>', "unsafe-path"),
     ],
 )
 def test_broken_metadata(rpm: Path, data: bytes, code: str) -> None:
     (rpm / "repodata/repomd.xml").write_bytes(data)
     assert code_of(lambda: read_tree(rpm)) == (InputError, code)
+
+
+def test_a_release_without_files(tmp_path: Path) -> None:
+    (tmp_path / "Release").write_text("Suite: x\nDate: Tue, 14 Nov 2023 22:13:20 UTC\nSHA256:\n")
+    with pytest.raises(InputError, match="Release names no file that can be published"):
+        read_tree(tmp_path)
 
 
 def primary(root: Path) -> Path:
@@ -212,6 +220,9 @@ def test_what_is_no_regular_file(rpm: Path) -> None:
     main = rpm / "repodata/repomd.xml"
     main.unlink()
     os.mkfifo(main)
+    assert code_of(lambda: read_tree(rpm)) == (InputError, "not-a-file")
+    main.unlink()
+    main.mkdir()
     assert code_of(lambda: read_tree(rpm)) == (InputError, "not-a-file")
 
 
