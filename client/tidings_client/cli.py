@@ -420,9 +420,11 @@ def _verify(parsed: argparse.Namespace, reporter: Reporter) -> int:
         )
     if verdict.findings:
         count = len(verdict.findings)
+        odd = any(finding.problem in ("symlink", "not-a-file") for finding in verdict.findings)
+        advice = "remove what is no regular file, then tidings sync" if odd else "tidings sync"
         raise VerificationError(
             f"{parsed.dest}: {count} file{'' if count == 1 else 's'} not as "
-            f"{verdict.main} says; tidings sync puts that right",
+            f"{verdict.main} says; {advice} puts that right",
             code="damaged",
             paths=[finding.path for finding in verdict.findings],
         )

@@ -137,9 +137,12 @@ class Destination:
             except OSError as error:
                 self._refuse_odd(os.stat(name, dir_fd=folder, follow_symlinks=False), path)
                 raise explain(error, self.path / path) from error
-            file = os.fdopen(descriptor, "rb", buffering=0)
-            self._refuse_odd(os.fstat(descriptor), path)
-            return file
+            try:
+                self._refuse_odd(os.fstat(descriptor), path)  # before fdopen, which takes no folder
+            except BaseException:
+                os.close(descriptor)
+                raise
+            return os.fdopen(descriptor, "rb", buffering=0)
 
     def read(self, path: str, limit: int) -> bytes | None:
         """The bytes of a small file, None where there is none. Raises InputError above *limit*."""
@@ -228,7 +231,7 @@ class Destination:
     def _refuse_link(self, status: os.stat_result, path: str) -> None:
         if stat.S_ISLNK(status.st_mode):
             raise InputError(
-                f"{self.path / path}: a symlink, which is neither read nor written through",
+                f"{self.path / path}: a symlink, which is not read or written through; remove it",
                 code="symlink",
                 path=path,
             )
@@ -236,7 +239,9 @@ class Destination:
     def _refuse_odd(self, status: os.stat_result, path: str) -> None:
         self._refuse_link(status, path)
         if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{self.path / path}: not a regular file", code="not-a-file")
+            raise InputError(
+                f"{self.path / path}: not a regular file; remove it", code="not-a-file"
+            )
 
     # -- the work folder -------------------------------------------------------------------------
 

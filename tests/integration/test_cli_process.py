@@ -159,10 +159,17 @@ def test_verify_follows_no_symlink(tmp_path: Path) -> None:
     assert [(e["path"], e["problem"]) for e in found if e["type"] == "finding"] == [
         (f"repodata/{primary.name}", "symlink")
     ]
+    done = tidings("verify", root, code=6)
+    assert done.stdout.count(primary.name) == 1
+    assert "remove it" in done.stdout
+    assert "remove what is no regular file, then tidings sync" in done.stderr
     main_file = root / "repodata/repomd.xml"
     main_file.rename(tmp_path / "repomd.xml")
     main_file.symlink_to(tmp_path / "repomd.xml")
     assert events(tidings("verify", root, "--json", code=4))[-1]["error"]["code"] == "symlink"
+    main_file.unlink()
+    main_file.mkdir()
+    assert events(tidings("verify", root, "--json", code=4))[-1]["error"]["code"] == "not-a-file"
 
 
 def test_verify_of_apt(tmp_path: Path) -> None:
