@@ -14,6 +14,7 @@ import sys
 
 import dnf.exceptions
 import dnf.repo
+import libdnf.conf
 
 import dnf
 
@@ -36,17 +37,29 @@ class Tidings(dnf.Plugin):
         super().__init__(base, cli)
         self.base = base
 
+    @classmethod
+    def read_config(cls, conf):
+        """``enabled`` by our rules: where the file has a mistake, dnf's own reader ends dnf."""
+        settings = _settings(conf, warn=lambda text: None)  # ``config`` tells it
+        parser = libdnf.conf.ConfigParser()
+        parser.addSection("main")
+        parser.setValue("main", "enabled", "1" if settings.enabled or settings.broken else "0")
+        return parser
+
     def config(self):
         """Repositories are known here and none is loaded yet."""
-        settings = None
-        for folder in self.base.conf.pluginconfpath:
-            path = os.path.join(folder, "tidings.conf")
-            if os.path.exists(path):
-                settings = common.Settings(path)
-                break
-        settings = settings or common.Settings()
+        settings = _settings(self.base.conf)
         for repo in self.base.repos.values():  # some are enabled later
             _wrap(repo, self.base.conf, settings)
+
+
+def _settings(conf, warn=None):
+    """The first tidings.conf of dnf's folders for them."""
+    for folder in conf.pluginconfpath:
+        path = os.path.join(folder, "tidings.conf")
+        if os.path.exists(path):
+            return common.Settings(path, warn)
+    return common.Settings(warn=warn)
 
 
 def _wrap(repo, conf, settings):

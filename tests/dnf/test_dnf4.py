@@ -705,4 +705,7 @@ def test_the_plugin_is_old_python() -> None:
                 names = [node.module or ""]
             for name in names:
                 root = name.partition(".")[0]
-                assert root in sys.stdlib_module_names | {"dnf", "tidings_dnf"}, (path.name, name)
+                assert root in sys.stdlib_module_names | {"dnf", "libdnf", "tidings_dnf"}, (
+                    path.name,
+                    name,
+                )

@@ -63,6 +63,27 @@ def test_a_value_that_cannot_be_used_switches_off(rig: Rig) -> None:
     assert rig.packages() == rig.expected(1)
 
 
+@pytest.mark.parametrize("main", ["nonsense\n", "enabled = maybe\n", "[x\n"])
+def test_a_file_that_cannot_be_read_switches_off(rig: Rig, main: str) -> None:
+    """dnf's own reader would end dnf, or give a traceback."""
+    configure(rig, f"many = {rig.service.url}\n", main)
+    run = rig.dnf("makecache").ok()
+    assert (run.service, "Traceback" in run.output) == ([], False)
+    (line,) = warnings(rig)
+    assert "tidings.conf: line 3: " in line
+    assert "Tidings is off" in line
+    assert rig.packages() == rig.expected(1)
+
+
+@pytest.mark.parametrize("value", ["1  ; on", "0  # off"])
+def test_a_comment_after_enabled(rig: Rig, value: str) -> None:
+    configure(rig, f"many = {rig.service.url}\n", f"enabled = {value}\n")
+    run = rig.dnf("makecache").ok()
+    assert bool(run.service) == value.startswith("1")
+    assert warnings(rig) == []
+    assert "Traceback" not in run.output
+
+
 def test_clean_all_leaves_our_folder_which_may_be_removed(rig: Rig) -> None:
     rig.dnf("makecache").ok()
     ours = rig.cache / "tidings"
