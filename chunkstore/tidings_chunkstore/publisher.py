@@ -28,7 +28,7 @@ from .opening import UNOPENED, Codec, codec_of, open_stream
 from .pack import REPO_ID, Content, File, Snapshot, Toc
 from .places import PackName, Span
 from .recipe import Recipe
-from .store import Store, Stored
+from .store import Store, Stored, refuse_newer
 
 Progress = Callable[[str], None]
 
@@ -237,6 +237,7 @@ class _Publish:
         try:
             return head.decode(data)
         except FormatError as error:
+            refuse_newer(error)
             raise StoreError(
                 f"{HEAD_NAME} is damaged ({error}); remove it to have it rebuilt from the packs",
                 code="store-head",

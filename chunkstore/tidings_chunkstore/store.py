@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from . import delta, head, index, pack
 from .backends.base import HEAD_NAME, Readable
-from .errors import FormatError, StoreError
+from .errors import FormatError, InputError, StoreError
 from .frames import FrameReader
 from .ids import ContentId
 from .limits import LIMITS
@@ -54,13 +54,17 @@ class Store:
         return self.backend.read_at(HEAD_NAME, 0, size)
 
     def read_head(self) -> head.Head | None:
-        """The head, None where there is none. Raises StoreError when it is damaged."""
+        """The head, None where there is none.
+
+        Raises StoreError when it is damaged, InputError when a newer release wrote it.
+        """
         data = self.read_head_bytes()
         if data is None:
             return None
         try:
             return head.decode(data)
         except FormatError as error:
+            refuse_newer(error)
             raise StoreError(str(error), code="store-head") from error
 
     def pack_names(self) -> list[PackName]:
@@ -234,6 +238,13 @@ def _stretches(frames: Sequence[index.Frame]) -> Iterator[list[index.Frame]]:
         size += frame.span.length
     if group:
         yield group
+
+
+def refuse_newer(error: FormatError) -> None:
+    """A head of a later format is no damage. Raises InputError (``format-version``) for one."""
+    if error.code == "format-version":
+        text = f"{HEAD_NAME} was written by a newer release ({error}); upgrade tidings-mirror"
+        raise InputError(text, code=error.code) from error
 
 
 def pack_dictionary(dictionary: bytes) -> bytes:

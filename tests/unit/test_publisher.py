@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from support import repos
-from tidings_chunkstore import delta, head, packing, publisher, reach, recipe
+from tidings_chunkstore import check, delta, gc, head, packing, publisher, reach, recipe
 from tidings_chunkstore.backends import LocalBackend
 from tidings_chunkstore.backends.base import HEAD_NAME
 from tidings_chunkstore.errors import InputError, LockedError, StoreError, UnsettledError
@@ -392,6 +393,23 @@ def test_a_wrapping_that_is_not_opened_is_not_compared(tmp_path: Path) -> None:
     text = "Suite: x\nDate: Tue, 14 Nov 2023 22:13:20 UTC\nSHA256:\n" + "\n".join(lines) + "\n"
     (tmp_path / "Release").write_text(text)
     assert publisher.publish(tmp_path, LocalBackend(tmp_path / "tidings")).changed
+
+
+def test_a_head_of_a_newer_release_is_not_damaged(mirror: Mirror) -> None:
+    mirror.publish()
+    path = mirror.root / "tidings" / HEAD_NAME
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"v": 99}))
+    listing = mirror.listing()
+    for work in (
+        mirror.publish,
+        mirror.store.read_head,
+        lambda: check.check(mirror.backend),
+        lambda: gc.preview(mirror.store),
+    ):
+        with pytest.raises(InputError, match=r"newer release .* upgrade") as caught:
+            work()
+        assert caught.value.code == "format-version"
+    assert mirror.listing() == listing
 
 
 def test_a_folder_without_metadata(tmp_path: Path) -> None:
