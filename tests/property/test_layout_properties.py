@@ -64,7 +64,8 @@ def test_the_order_of_entries_does_not_matter(entries: dict[str, int], random: o
 
     def repomd(pairs: object) -> bytes:
         records = "".join(
-            f'<data type="t{size}"><location href={quoteattr("repodata/" + path)}/><size>{size}</size></data>'
+            f'<data type="t{size}"><location href={quoteattr("repodata/" + path)}/>'
+            f"<size>{size}</size></data>"
             for path, size in pairs  # type: ignore[attr-defined]
         )
         return f"<repomd>{records}</repomd>".encode()
