@@ -92,6 +92,7 @@ def publish(
 
     Raises:
         InputError, UnsettledError: see ``layout.read_tree``.
+            InputError too where the store holds another layout (``other-layout``).
         LockedError: another publish is at work.
         StoreError: the store is damaged; nothing was changed.
         LocalError: a read or write failed; the last published state is whole.
@@ -110,6 +111,16 @@ def publish(
         if waited:  # the tree may have gone on meanwhile
             tree = read_tree(root, layout, follow=options.follow, types=options.types)
         return _Publish(tree, store, backend, options, progress, started).run()
+
+
+def refuse_other_layout(before: head.Head | None, tree: TreeListing, backend: LocalBackend) -> None:
+    """Clients of one layout would find another one's files. Raises InputError."""
+    if before is not None and before.layout != tree.layout.name:
+        raise InputError(
+            f"{backend.folder} holds {before.layout} and {tree.root} is {tree.layout.name}: choose "
+            "another place, or start that one anew with --rebuild",
+            code="other-layout",
+        )
 
 
 def _unchanged(
@@ -167,6 +178,7 @@ class _Publish:
         """Under the lock: pack, then head."""
         before_bytes = self.store.read_head_bytes()
         before = None if self.options.rebuild else self._before(before_bytes)
+        refuse_other_layout(before, self.tree, self.backend)
         removed = self._sweep(before)
         names = self._usable(before) if before else []
         tocs = self.store.tocs(names)

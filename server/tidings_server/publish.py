@@ -247,8 +247,11 @@ def plan(job: Job) -> Plan:
     """What publishing would do. Reads and proves the tree, writes nothing. Raises as publish."""
     chosen = layouts.by_name(job.options.layout) if job.options.layout else None
     tree = layouts.read_tree(job.root, chosen, follow=job.options.follow, types=job.options.types)
-    store = Store(LocalBackend(job.store))
+    backend = LocalBackend(job.store)
+    store = Store(backend)
     before = store.read_head()
+    if not job.options.rebuild:
+        publisher.refuse_other_layout(before, tree, backend)
     now = [(main.file.path, main.id, len(main.data)) for main in tree.mains]
     now += [(file.file.path, file.id, file.size) for file in tree.files]
     old = {} if before is None or job.options.rebuild else {f.path: f.sha256 for f in before.files}

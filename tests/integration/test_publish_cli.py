@@ -144,6 +144,19 @@ def test_a_store_tree(repo: Path, tmp_path: Path) -> None:
     assert rows[-1]["snapshots"] == 1
 
 
+def test_a_place_that_holds_another_layout(repo: Path, tmp_path: Path) -> None:
+    apt(tmp_path / "debian", FEW)
+    place = ["--store", tmp_path / "S", "--as", "p"]
+    run("publish", repo, *place)
+    before = listing(tmp_path / "S")
+    for more in ([], ["--plan"]):
+        found = events("publish", tmp_path / "debian", *place, *more, code=4)
+        assert found[-1]["error"]["code"] == "other-layout"
+        assert "--rebuild" in found[-1]["error"]["message"]
+    assert listing(tmp_path / "S") == before
+    assert events("publish", tmp_path / "debian", *place, "--rebuild")[-1]["serial"] == 2
+
+
 def test_snapshots_and_stats(repo: Path) -> None:
     for day in range(3):
         rpm_md(repo, evolve(FEW, seed=day), timestamp=START + day * DAY)
