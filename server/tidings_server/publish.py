@@ -185,17 +185,19 @@ def run(
     plan_only: bool = False,
     progress: Callable[[Job, str], None] = lambda job, text: None,
     waiting: Callable[[Job, UnsettledError, float], None] = lambda job, error, left: None,
+    locked: Callable[[Job, float], None] = lambda job, seconds: None,
     sleep: Sleep = time.sleep,
 ) -> Iterator[Outcome]:
     """Publish one after the other, an outcome for each as it is done. Errors become outcomes.
 
     A tree that is not settled is tried again, with growing pauses, for *retry* seconds over the
-    whole run: while one waits for its rsync, the others' turns have come first.
+    whole run: while one waits for its rsync, the others' turns have come first. *locked* is told
+    when one begins to wait for another process, and for how many seconds it will at most.
     """
     unsettled: list[tuple[Job, UnsettledError]] = []
     started = time.monotonic()
     for job in jobs:
-        outcome = _once(job, plan_only, progress)
+        outcome = _once(job, plan_only, progress, locked)
         if retry > 0 and isinstance(outcome.error, UnsettledError):
             unsettled.append((job, outcome.error))
         else:
@@ -210,7 +212,7 @@ def run(
         wait = min(wait * 2, _LONGEST_WAIT)
         still: list[tuple[Job, UnsettledError]] = []
         for job, _ in unsettled:
-            outcome = _once(job, plan_only, progress)
+            outcome = _once(job, plan_only, progress, locked)
             if isinstance(outcome.error, UnsettledError):
                 still.append((job, outcome.error))
             else:
@@ -221,17 +223,25 @@ def run(
         yield Outcome(job, error=error, waited=time.monotonic() - started)
 
 
-def backend_of(job: Job) -> LocalBackend:
+def backend_of(job: Job, locked: Callable[[float], object] = lambda _: None) -> LocalBackend:
     """The job's store, for a command that changes it: it waits for another one to end."""
-    return LocalBackend(job.store, _LOCK_PATIENCE)
+    return LocalBackend(job.store, _LOCK_PATIENCE, locked)
 
 
-def _once(job: Job, plan_only: bool, progress: Callable[[Job, str], None]) -> Outcome:
+def _once(
+    job: Job,
+    plan_only: bool,
+    progress: Callable[[Job, str], None],
+    locked: Callable[[Job, float], None],
+) -> Outcome:
     try:
         if plan_only:
             return Outcome(job, plan=plan(job))
         report = publisher.publish(
-            job.root, backend_of(job), job.options, lambda text: progress(job, text)
+            job.root,
+            backend_of(job, lambda seconds: locked(job, seconds)),
+            job.options,
+            lambda text: progress(job, text),
         )
     except TidingsError as error:
         return Outcome(job, error=error)

@@ -42,6 +42,9 @@ def command(arguments: argparse.Namespace, settings: Settings, reporter: Reporte
         plan_only=arguments.plan,
         progress=lambda job, text: reporter.progress(f"{job.root}: {text}", 0),
         waiting=lambda job, error, left: _waiting(reporter, error, left),
+        locked=lambda job, seconds: reporter.note(
+            f"another process is at work on {job.store}, waiting {seconds:.0f} s at most"
+        ),
     )
     last: dict[str, object] = {}
     for outcome in outcomes:
@@ -63,9 +66,13 @@ def command(arguments: argparse.Namespace, settings: Settings, reporter: Reporte
         reporter.error(first_error, repo=str(next(iter(arguments.dirs), "")))
         return exit_of(first_error) or Exit.INPUT
     if many and totals.repositories == 0:
-        raise InputError("no repository is found or configured", code="no-metadata")
+        raise InputError(f"{arguments.recursive}: no repository there or below", code="no-metadata")
     _summary(reporter, arguments, totals, last, many, time.monotonic() - started)
-    return Exit.SOME_FAILED if first_error is not None else Exit.OK
+    if first_error is None:
+        return Exit.OK
+    if totals.repositories == 1 and arguments.recursive is None:
+        return exit_of(first_error) or Exit.INPUT  # the only [[repo]]: as `follow --once` does
+    return Exit.SOME_FAILED
 
 
 def _jobs(arguments: argparse.Namespace, settings: Settings) -> tuple[Iterable[Job], bool]:
@@ -237,7 +244,8 @@ def _summary(
         reporter.data({"type": "summary", **facts})  # the repository's own lines say it all
         return
     text = (
-        f"{totals.repositories} repositories: {totals.published} "
+        f"{totals.repositories} repositor{'y' if totals.repositories == 1 else 'ies'}: "
+        f"{totals.published} "
         f"{'would be ' if arguments.plan else ''}published, {totals.unchanged} unchanged, "
         f"{totals.failed} failed; "
     )

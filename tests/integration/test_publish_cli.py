@@ -120,7 +120,8 @@ def test_recursive(tmp_path: Path) -> None:
     assert (found["unchanged"], found["published"]) == (4, 0)
     assert listing(tmp_path / "top") == before
     (tmp_path / "none").mkdir()
-    run("publish", "--recursive", tmp_path / "none", code=4)
+    done = run("publish", "--recursive", tmp_path / "none", code=4)
+    assert f"{tmp_path / 'none'}: no repository" in done.stderr
     assert "no such folder" in run("publish", "--recursive", tmp_path / "x", code=4).stderr
     assert "no such folder" in run("publish", tmp_path / "x", code=4).stderr
 
@@ -182,6 +183,12 @@ def test_settings_from_a_file(repo: Path, tmp_path: Path) -> None:
     environment = {"TIDINGS_MIRROR_CONFIG": str(file)}
     assert events("publish", env=environment)[-1]["unchanged"] == 1
     assert "fine" in run("config", "check", "--config", file).stdout
+    assert "1 repository: 0 published, 1 unchanged" in run("publish", "--config", file).stdout
+    main = repo / "repodata/repomd.xml"
+    main.rename(tmp_path / "repomd.xml")
+    found = events("publish", "--config", file, code=4)
+    assert [event["type"] for event in found] == ["failed", "summary"]
+    (tmp_path / "repomd.xml").rename(main)
     file.write_text("[publsh]\nkeep = 1\n[serve]\nport = -1\n")
     done = run("config", "check", "--config", file, code=4)
     assert len(done.stderr.splitlines()) == 2
@@ -269,9 +276,12 @@ def test_a_publish_waits_for_another_one(
         monkeypatch.setattr(publish, "_LOCK_PATIENCE", 0.1)
         assert cli.main(["publish", "--json", str(repo)]) == 9
         assert json.loads(capsys.readouterr().out.splitlines()[-1])["error"]["code"] == "locked"
-        with subprocess.Popen(command) as process:
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            told = process.stderr.readline()
+            assert f"at work on {repo / 'tidings'}, waiting 60 s" in told
             with pytest.raises(subprocess.TimeoutExpired):
-                process.wait(1.5)
+                process.wait(0.5)
             assert not (repo / "tidings" / "head.json").exists()
             fcntl.flock(descriptor, fcntl.LOCK_UN)
             assert process.wait(60) == 0

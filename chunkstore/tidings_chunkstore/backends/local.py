@@ -12,7 +12,7 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -80,12 +80,19 @@ def write_atomically(
 class LocalBackend:
     """A store in one folder (``.../tidings``).
 
-    *patience*: seconds that ``lock`` waits for another process.
+    *patience*: seconds that ``lock`` waits for another process; *waits* is told them when it
+    begins to.
     """
 
-    def __init__(self, folder: Path, patience: float = 0.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        patience: float = 0.0,
+        waits: Callable[[float], object] = lambda _: None,
+    ) -> None:
         self.folder = folder
         self.patience = patience
+        self._waits = waits
 
     def names(self) -> list[str]:
         """See Readable."""
@@ -177,6 +184,8 @@ class LocalBackend:
                     raise LockedError(f"another process is at work on {self.folder}") from error
             else:
                 return waited
+            if not waited:
+                self._waits(self.patience)
             waited = True
             time.sleep(_PAUSE)
 
