@@ -316,13 +316,15 @@ class Follower:
         due = []
         for number, target in enumerate(self._targets):
             state = load_state(self._folder, target.path)
-            due.append((first_due(state, target.every, now, _jitter()), number))
+            wait = first_due(state, target.every, now, _jitter()) - now
+            due.append((time.monotonic() + wait, number))
         self._run(due, again=True)
 
     def _run(self, due: list[tuple[float, int]], *, again: bool) -> None:
+        # In monotonic seconds: a clock that is set back must not put looks off.
         heapq.heapify(due)
         while not self._stop.is_set() and (due or self._running):
-            now = time.time()
+            now = time.monotonic()
             while due and due[0][0] <= now and self._running < self._parallel:
                 self._begin(heapq.heappop(due)[1])
             wait = max(due[0][0] - now, 0.0) if due and self._running < self._parallel else None
@@ -339,7 +341,7 @@ class Follower:
         failures = load_state(self._folder, target.path).failures
         if outcome.error is not None:  # also where the state could not be written
             failures = max(failures, 1)
-        return time.time() + delay(target.every, failures, _jitter())
+        return time.monotonic() + delay(target.every, failures, _jitter())
 
     def _begin(self, number: int) -> None:
         self._running += 1
