@@ -54,7 +54,7 @@ _NETWORK = (
     ),
     Option(
         "--total-timeout",
-        "seconds for one file in all; more for a large one (300)",
+        "seconds for one file in all (300), and 1 more for each 1,000 bytes",
         Kind.VALUE,
         "SECONDS",
         300.0,
