@@ -157,7 +157,7 @@ class ServeSettings:
     root: Path | None = None
     store: Path | None = None
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: int = 8080
     workers: int = 1
     connections: int = 4096
     patience: int = 30

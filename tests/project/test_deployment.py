@@ -16,6 +16,7 @@ import yaml
 from support.commands import check_command
 from support.fronts import Apache
 from support.servers import Misbehaving, Servers, free_port
+from tidings_server.settings import ServeSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -140,6 +141,43 @@ def test_systemd_unit_calls_a_command_that_exists(unit: Path) -> None:
         program, *rest = shlex.split(line)
         check_command([Path(program).name, *rest])
     assert "NoNewPrivileges=yes" in unit.read_text()
+
+
+def test_what_units_need_is_made_by_what_is_packaged() -> None:
+    spec = (ROOT / "packaging/rpm/tidings.spec").read_text()
+    made = (ROOT / "packaging/sysusers.d/tidings.conf").read_text().split()[1]
+    (folder,) = re.findall(
+        r"^d (\S+) 0755 (?:tidings ){2}-$",
+        (ROOT / "packaging/tmpfiles.d/tidings.conf").read_text(),
+        re.MULTILINE,
+    )
+    for kind in ("sysusers", "tmpfiles"):
+        assert f"packaging/{kind}.d/tidings.conf" in spec
+        assert f"\n%{{_{kind}dir}}/tidings.conf\n" in spec
+    for unit in UNITS:
+        text = unit.read_text()
+        assert re.findall(r"^(?:User|Group)=(.*)$", text, re.MULTILINE) == [made, made]
+        for named in re.findall(r"^Read\w+Paths=(.*)$", text, re.MULTILINE):
+            assert named == folder
+
+
+@pytest.mark.parametrize("name", ["serve", "edge"])
+def test_servers_units_leave_host_and_port_to_the_settings(name: str) -> None:
+    text = (ROOT / f"packaging/systemd/tidings-{name}.service").read_text()
+    assert not re.search(r"--host|--port|SERVE_HOST|SERVE_PORT", text)
+    (cache,) = re.findall(r"^Environment=TIDINGS_MIRROR_SERVE_CACHE=(.*)$", text, re.MULTILINE)
+    (made,) = re.findall(r"^CacheDirectory=(.*)$", text, re.MULTILINE)
+    assert cache == f"/var/cache/{made}"
+    serving = ServeSettings()
+    assert f"http://{serving.host}:{serving.port} " in APACHE
+    assert f":{serving.port};" in NGINX
+
+
+def test_a_timer_never_stops_the_service_that_stays() -> None:
+    unit = (ROOT / "packaging/systemd/tidings-follow-once.service").read_text()
+    assert not re.search(r"^Conflicts=", unit, re.MULTILINE)
+    (line,) = re.findall(r"^ExecCondition=(.*)$", unit, re.MULTILINE)
+    assert shlex.split(line)[2] == "! systemctl is-active --quiet tidings-follow.service"
 
 
 def test_publish_loop_is_a_program() -> None:
