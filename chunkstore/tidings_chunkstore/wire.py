@@ -31,6 +31,10 @@ def uvarints(values: Iterable[int]) -> bytes:
     return bytes(out)
 
 
+def _shown(data: bytes) -> str:
+    return f"bytes {data.hex(' ')}" if data else "nothing"
+
+
 class Reader:
     """Reads one buffer from front to back. Every shortfall is a FormatError that names *what*."""
 
@@ -87,7 +91,7 @@ class Reader:
         """Raises FormatError unless the next bytes are *magic*."""
         found = bytes(self.take(min(len(magic), self.left)))
         if found != magic:
-            raise FormatError(f"{self.what}: starts with {found!r}, not {magic!r}")
+            raise FormatError(f"{self.what}: starts with {_shown(found)}, not {_shown(magic)}")
 
     def done(self) -> None:
         """Raises FormatError when bytes are left over."""

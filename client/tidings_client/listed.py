@@ -39,7 +39,11 @@ def fetch_list(
     Raises NetworkError, and InputError for a URL that is none.
     """
     with Remote([Page(url)], settings) as remote:
-        looked = remote.look("", LIMIT, known)
+        try:
+            looked = remote.look("", LIMIT, known)
+        except NetworkError as error:  # the URL is the whole address: there is no path to name
+            text = str(error).replace(": : ", ": ", 1)
+            raise NetworkError(text, code=error.code, **error.details) from error
         return Listed(looked, remote.bytes_received, remote.bytes_sent, remote.requests)
 
 

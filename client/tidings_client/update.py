@@ -152,7 +152,9 @@ class Update:
                 self._note_fallback(failure)
         for number, pause in enumerate(self.options.pauses or (0.0,)):
             if number and failure is not None:
-                text = f"the mirror's files do not fit together ({failure.code}), trying again"
+                silent = isinstance(failure, NetworkError) and failure.code != "missing"
+                what = "the mirror fails" if silent else "the mirror's files do not fit together"
+                text = f"{what} ({failure.code}), trying again"
                 self.progress.note(text, code=failure.code, detail=str(failure))
             time.sleep(pause)
             try:

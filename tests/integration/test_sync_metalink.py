@@ -62,6 +62,12 @@ def test_a_metalink_names_the_mirror_and_proves_it(
     code, error, _ = run("--metalink", url, str(dest))
     assert (code, error["error"]["code"]) == (5, "bad-list")
 
+    link.unlink()
+    code, error, _ = run("--metalink", url, str(dest))
+    assert code == 5
+    assert error["error"]["message"].startswith(f"{url}: ")
+    assert ": :" not in error["error"]["message"]
+
 
 def test_what_does_not_go_with_it(tmp_path: Path) -> None:
     for more in (["--mirror", "http://127.0.0.1:9/"], ["--repomd-sha256", "a" * 64]):

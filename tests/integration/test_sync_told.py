@@ -62,6 +62,23 @@ def test_a_seed_that_is_no_folder_is_refused_when_nothing_is_new(
     assert caught.value.code == "no-seed"
 
 
+# -- a mirror that fails ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(500, "the mirror fails (status)"), (404, "the mirror's files do not fit together (missing)")],
+)
+def test_why_it_is_tried_again(
+    repo: Repository, misbehaving: Misbehaving, tmp_path: Path, status: int, said: str
+) -> None:
+    misbehaving.fault(r"primary", status=status)
+    notes = Notes()
+    with pytest.raises(NetworkError):
+        fetch(misbehaving.url, tmp_path / "dest", notes=notes, route="full", pauses=(0.0, 0.01))
+    assert f"{said}, trying again" in notes.texts
+
+
 # -- a wrong URL -----------------------------------------------------------------------------------
 
 

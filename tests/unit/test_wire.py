@@ -11,6 +11,13 @@ from tidings_chunkstore.places import PackName
 from tidings_chunkstore.wire import Reader, uvarints
 
 
+def test_a_wrong_start_is_said_for_people() -> None:
+    with pytest.raises(FormatError, match=r"x: starts with bytes 3c 68, not bytes 41 00$"):
+        Reader(b"<html>", "x").expect(b"A\0")
+    with pytest.raises(FormatError, match=r"starts with nothing"):
+        Reader(b"", "x").expect(b"A")
+
+
 @given(st.lists(st.integers(0, 2**63 - 1), max_size=20))
 def test_uvarints_come_back(values: list[int]) -> None:
     reader = Reader(uvarints(values), "test")
