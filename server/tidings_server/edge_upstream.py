@@ -1,7 +1,7 @@
 """One pulled repository in one server process: what is held, and one look at a time for more.
 
 Looks happen in processes of their own (``edge_worker``); a lock file
-makes it one at a time over all server processes.
+makes it one at a time over all server processes. A few go on at a time, two at most at one host.
 """
 
 from __future__ import annotations
@@ -12,23 +12,27 @@ import logging
 import os
 import sys
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, replace
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from tidings_chunkstore.errors import LocalError, TidingsError
 
 from .edge_rules import Do, decide
 from .edge_states import Held, Problem, Status, View
-from .edge_worker import Looked
+from .edge_worker import WAITING, Looked
 from .settings import PulledSettings
 
 log = logging.getLogger("tidings.edge")
 
 _COLD = 25.0  # seconds a request waits when nothing is held: below the 30 that clients wait
 _WARM = 10.0  # seconds a look may take before what is held is given out
-_LONGEST = 3600.0  # seconds one look may take; what it fetched is kept for the next
-_AT_ONCE = 4  # looks at a time in one process
+_LONGEST = 900.0  # seconds one look may take; what it fetched is kept for the next
+_AT_ONCE = 8  # looks at a time in one process
+_AT_ONE_HOST = 2  # of these, so that a host that hangs leaves room for the others
 
 
 class Told(Protocol):
@@ -134,34 +138,48 @@ class Upstream:
             log.error("%s: a look at the upstream failed", self.path, exc_info=task.exception())
 
     async def _run(self, asked: float) -> None:
-        async with self._pool.slots:
-            before = self._last
-            try:
-                looked = await self._worker(asked)
-                now = looked.status
-                if now.error is not None and now.error.local:
-                    # A disk that takes nothing counts no failures.
-                    failures = max(now.looks.failures, before.looks.failures + 1)
-                    now = replace(now, looks=replace(now.looks, failures=failures))
-                self._last = now
-                if looked.mine and self._pool.told is not None:
-                    self._pool.told.upstream(
-                        self.path,
-                        good=now.error is None,
-                        received=looked.received,
-                        whole=looked.full,
-                        seconds=now.seconds,
-                    )
-            except (OSError, ValueError, TimeoutError, TidingsError) as error:
-                # The upstream is left alone for a while, and requests are answered.
-                problem = Problem("worker", str(error) or type(error).__name__, local=True)
-                self._last = self.status(self._view).failed(time.time(), problem)
+        before = self._last
+        try:
+            looked = await self._looked(asked)
+            now = looked.status
+            if now.error is not None and now.error.local:
+                # A disk that takes nothing counts no failures.
+                failures = max(now.looks.failures, before.looks.failures + 1)
+                now = replace(now, looks=replace(now.looks, failures=failures))
+            self._last = now
+            if looked.mine and self._pool.told is not None:
+                self._pool.told.upstream(
+                    self.path,
+                    good=now.error is None,
+                    received=looked.received,
+                    whole=looked.full,
+                    seconds=now.seconds,
+                )
+        except TimeoutError:
+            text = f"a look took more than {_LONGEST:.0f} s; the next goes on from there"
+            self._failed(Problem("timeout", text))
+        except (OSError, ValueError, TidingsError) as error:
+            self._failed(Problem("worker", str(error) or type(error).__name__, local=True))
         if self._last.error is not None:
             log.warning("%s: %s", self.path, self._last.error.message)
         elif before.error is not None:
             log.info("%s: the upstream answers again", self.path)
 
-    async def _worker(self, asked: float) -> Looked:
+    def _failed(self, problem: Problem) -> None:
+        """The upstream is left alone for a while, and requests are answered."""
+        self._last = self.status(self._view).failed(time.time(), problem)
+
+    async def _looked(self, asked: float) -> Looked:
+        """A look of this process, or what another one found since *asked*."""
+        while True:
+            async with self._pool.slot(_host(self._settings)) as give_back:
+                looked = await self._worker(asked, give_back)
+            if looked.mine or looked.status.looks.checked >= asked:
+                return looked
+            # The other process was stopped while this one waited for its lock.
+
+    async def _worker(self, asked: float, waits: Callable[[], Awaitable[None]]) -> Looked:
+        """Run a worker; *waits* is called once it has to wait for another process's."""
         source = asdict(self._settings)
         request = {
             "folder": str(self.held.folder),
@@ -186,6 +204,9 @@ class Upstream:
                 process.stdin.write(json.dumps(request, default=str).encode() + b"\n")
                 await process.stdin.drain()
                 said = await process.stdout.readline()
+                if said == WAITING:
+                    await waits()
+                    said = await process.stdout.readline()
                 await process.wait()
         finally:
             if process.returncode is None:
@@ -202,4 +223,21 @@ class Pool:
     def __init__(self, threads: ThreadPoolExecutor, told: Told | None) -> None:
         self.threads = threads
         self.told = told
-        self.slots = asyncio.Semaphore(_AT_ONCE)
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._of_host: dict[str, asyncio.Semaphore] = {}  # as many as the settings name
+
+    @asynccontextmanager
+    async def slot(self, host: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """Wait for a turn to look at *host*. What comes gives it back before the end."""
+        of_host = self._of_host.setdefault(host, asyncio.Semaphore(_AT_ONE_HOST))
+        async with AsyncExitStack() as taken:
+            await taken.enter_async_context(of_host)  # first: who waits here keeps no other away
+            await taken.enter_async_context(self._slots)
+            yield taken.aclose
+
+
+def _host(settings: PulledSettings) -> str:
+    """The host, with its port, of what is asked first."""
+    up = settings.upstream
+    url = next(iter([*up.urls, *(link for link in (up.metalink, up.mirrorlist) if link)]), "")
+    return urlsplit(url).netloc.rpartition("@")[2].lower()

@@ -3,7 +3,8 @@
 A process of its own: rebuilding a large file takes seconds of a processor and a hundred megabytes,
 which the server's event loop and its memory never see, and it can be stopped. It ends with a
 ``Looked`` on standard output, so that the server knows how it went even where the disk took
-nothing. The lock holds off other server processes' workers; who waited for it finds the look done.
+nothing. The lock holds off other server processes' workers. Who has to wait for it says so first
+(``WAITING``), then finds the look done, or ends without one: it is not its turn any more.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tidings_chunkstore.backends.local import explain
 from tidings_chunkstore.errors import FormatError, LocalError, TidingsError
@@ -28,6 +29,7 @@ from .edge_states import Held, Problem, Status
 if TYPE_CHECKING:
     from .upstream import Fetched
 
+WAITING = b"waiting\n"  #: said before the answer by who waits for the lock
 _REQUEST_MAX = 1 << 20
 
 
@@ -62,13 +64,29 @@ def main() -> int:
     try:
         held.folder.mkdir(parents=True, exist_ok=True)
         with held.lock.open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            looked = look(held, request)
+            if _locked(lock):
+                looked = look(held, request)
+            else:
+                _say(WAITING)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                looked = Looked(held.status(), mine=False)
     except (LocalError, OSError) as error:
         looked = Looked(_after(held, request, error, 0.0))
-    sys.stdout.buffer.write(looked.encode())
-    sys.stdout.buffer.flush()
+    _say(looked.encode())
     return 0
+
+
+def _locked(lock: BinaryIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _say(line: bytes) -> None:
+    sys.stdout.buffer.write(line)
+    sys.stdout.buffer.flush()
 
 
 def look(held: Held, request: dict[str, Any]) -> Looked:
@@ -76,7 +94,7 @@ def look(held: Held, request: dict[str, Any]) -> Looked:
     before = held.status()
     # What was checked in the future says nothing: the clock was set back since.
     if request["asked"] <= before.looks.checked <= time.time():
-        return Looked(before, mine=False)  # another process did while this one waited
+        return Looked(before, mine=False)  # another process did just before
     started = time.monotonic()
     try:
         fetched = _fetch(held, request["source"])

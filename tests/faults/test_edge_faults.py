@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -11,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -315,3 +316,55 @@ def test_an_upstream_that_hangs(edge: RunningEdge, origin: Misbehaving) -> None:
     assert time.monotonic() - started < 28, "below the 30 s that clients wait"
     assert httpx.get(f"{edge.url}/healthz", timeout=1).status_code == 200
     assert get(edge, "a.rpm").status_code == 302
+
+
+def ask_all(edge: RunningEdge, paths: list[str]) -> list[threading.Thread]:
+    """Ask for main files, each in a thread that waits for no answer."""
+
+    def ask(path: str) -> None:
+        with suppress(httpx.HTTPError):
+            httpx.get(f"{edge.url}/{path}/repodata/repomd.xml", timeout=2)
+
+    threads = [threading.Thread(target=ask, args=[path]) for path in paths]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def test_a_host_that_hangs_leaves_room_for_others(
+    origin: Misbehaving, servers: Servers, tmp_path: Path
+) -> None:
+    hangs = servers.misbehaving(tmp_path / "www")
+    hangs.fault("", stall_at=0)
+    paths = [f"hangs/{number}" for number in range(10)]
+    repos = {path: {"urls": [f"{hangs.url}/{PATH}"]} for path in paths}
+    edge = start_edge(
+        servers, tmp_path / "edge", {**repos, PATH: {"urls": [f"{origin.url}/{PATH}"]}}
+    )
+    threads = ask_all(edge, paths)
+    until(lambda: len(workers_of(edge)) == 2)
+    assert get(edge).status_code == 200
+    for thread in threads:
+        thread.join()
+    assert len(workers_of(edge)) == 2
+
+
+def test_who_waits_for_another_process_keeps_nobody_away(
+    origin: Misbehaving, servers: Servers, tmp_path: Path
+) -> None:
+    waiting = [f"waits/{number}" for number in range(9)]
+    repos = {path: {"urls": [f"{origin.url}/{PATH}"]} for path in [*waiting, PATH]}
+    edge = start_edge(servers, tmp_path / "edge", repos)
+    with ExitStack() as locks:
+        for path in waiting:
+            edge.folder(path).mkdir(parents=True)
+            lock = locks.enter_context((edge.folder(path) / "lock").open("ab"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        threads = ask_all(edge, waiting)
+        until(lambda: len(workers_of(edge)) == len(waiting))
+        assert get(edge).status_code == 200
+        for thread in threads:
+            thread.join()
+    # Whoever had the locks is gone without a look: it is made up for.
+    answer = httpx.get(f"{edge.url}/{waiting[-1]}/repodata/repomd.xml", timeout=60)
+    assert answer.status_code == 200
