@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,6 +96,14 @@ def by_hash(rest: str) -> str | None:
     """The checksum in hexadecimal when *rest* is apt's look-up by content."""
     match = _BY_HASH.search(rest)
     return match[1] if match else None
+
+
+def file_name(path: str) -> str:
+    """The name of what is kept of the repository at *path*; with a suffix below the 255 bytes."""
+    name = quote(path, safe="")
+    if len(name) <= 200:
+        return name
+    return name[:120] + "-" + hashlib.sha256(path.encode()).hexdigest()[:24]
 
 
 def public(url: str) -> str:

@@ -25,14 +25,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from urllib.parse import quote
 
 from tidings_chunkstore.backends.local import explain, fsync_folder, write_atomically
 from tidings_chunkstore.errors import FormatError, LocalError, StoreError
 from tidings_chunkstore.layout import detect
 from tidings_chunkstore.limits import LIMITS, MIB
 
-from .edge_rules import BESIDE, MAINS, NEVER, Looks
+from .edge_rules import BESIDE, MAINS, NEVER, Looks, file_name
 from .objects import is_hash_named
 from .site import Signature, signature
 
@@ -169,10 +168,7 @@ class Held:
     @classmethod
     def below(cls, cache: Path, path: str) -> Held:
         """The folder of the repository at *path* in a cache folder."""
-        name = quote(path, safe="")
-        if len(name) > 200:
-            name = name[:120] + "-" + hashlib.sha256(path.encode()).hexdigest()[:24]
-        return cls(cache / "pulled" / name, path)
+        return cls(cache / "pulled" / file_name(path), path)
 
     @property
     def work(self) -> Path:

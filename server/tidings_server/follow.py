@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from urllib.parse import quote
 
 from tidings_chunkstore.backends.local import explain, write_atomically
 from tidings_chunkstore.errors import LocalError, LockedError, NetworkError, TidingsError
@@ -28,6 +27,7 @@ from tidings_client.job import Progress
 from tidings_client.remote import RemoteSettings
 
 from . import publish
+from .edge_rules import file_name
 from .settings import RepoSettings, Settings
 from .upstream import Fetched, Source, fetch
 
@@ -141,7 +141,7 @@ def look(
     second is refused (``locked``), and remembers nothing.
     """
     started = time.monotonic()
-    memory = folder / "follow" / (_name(target.path) + ".d")
+    memory = folder / "follow" / (file_name(target.path) + ".d")
     fetched: Fetched | None = None
     report: Report | None = None
     error: Exception | None = None
@@ -211,13 +211,9 @@ def _lock(memory: Path) -> Iterator[None]:
 # -- state -----------------------------------------------------------------------------------------
 
 
-def _name(path: str) -> str:
-    return quote(path, safe="")
-
-
 def state_file(folder: Path, path: str) -> Path:
     """Where the state of the repository at *path* lies."""
-    return folder / "follow" / (_name(path) + ".json")
+    return folder / "follow" / (file_name(path) + ".json")
 
 
 def load_state(folder: Path, path: str) -> FollowState:

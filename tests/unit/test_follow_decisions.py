@@ -100,6 +100,14 @@ def test_states_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert state_file(tmp_path, "a/b").name == "a%2Fb.json"
 
 
+def test_states_of_long_paths_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "follow").mkdir()
+    for path in ("ä" * 100, "ä" * 101, "a" * 400):
+        save_state(tmp_path, FollowState(path, checked=len(path)))
+        assert load_state(tmp_path, path).checked == len(path)
+    assert len(list((tmp_path / "follow").iterdir())) == 3
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"[]", b"{}", b'{"v":2}', b"\xff", b"[" * 5000, b'{"path":1,"v":1,"checked":"x"}']
 )
