@@ -350,6 +350,12 @@ def _config_check(arguments: argparse.Namespace, settings: Settings, reporter: R
     ]
     if settings.serve.root is not None and not settings.serve.root.is_dir():
         problems.append(f"[serve] root: {settings.serve.root} is no folder")
+    comes = [(repo.path, repo.upstream) for repo in settings.repos]
+    comes += [(repo.path, repo.upstream) for repo in settings.pulled]
+    for path, upstream in comes:
+        key = upstream.gpgkey if upstream is not None else None
+        if key is not None and not (key.is_file() and os.access(key, os.R_OK)):
+            problems.append(f"[[repo]] {path!r}: gpgkey {key} is no file that can be read")
     if problems:
         raise ConfigError(problems)
     where = str(settings.file) if settings.file else "no settings file: defaults"

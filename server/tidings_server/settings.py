@@ -9,6 +9,7 @@ environment, ``config check`` and docs/config.md go by it.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -19,10 +20,14 @@ from typing import Any
 from tidings_chunkstore.errors import FormatError, InputError, LocalError
 from tidings_chunkstore.layout import LAYOUTS, safe_path
 from tidings_chunkstore.limits import GIB, KIB, MIB
+from tidings_chunkstore.types import parse_types
 
 DEFAULT_FILE = Path("/etc/tidings/mirror.toml")
 ENVIRONMENT = "TIDINGS_MIRROR_"
 _FILE_MAX = 1 * MIB
+#: Names at the top that the server needs for itself (``app.OWN`` and ``app.OWN_BELOW``).
+RESERVED = frozenset({"healthz", "readyz", "docs", "openapi.json", "metrics"})
+RESERVED_BELOW = frozenset({"api", "-"})
 _UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": 1024 * GIB}
 _SIZE = re.compile(r"([0-9]{1,12})([KMGT]?)(?:i?B)?", re.ASCII)
 
@@ -103,9 +108,23 @@ def _metrics(value: object) -> str:
 
 def _url(value: object) -> str:
     """An http or https URL; a metalink's may have a query."""
+    from tidings_client.mirrors import web_url  # httpx is not loaded where no URL is named
+
     text = _text(value)
-    if not re.fullmatch(r"https?://[^/?#\s][^#\s]*", text):
+    try:
+        url = web_url(text)
+    except InputError:
+        url = None
+    if url is None or "#" in text or re.search(r"\s", text):
         raise ValueError("a URL is wanted, as https://host/path/")
+    return text
+
+
+def _base(value: object) -> str:
+    """The URL of a folder."""
+    text = _url(value)
+    if "?" in text:
+        raise ValueError("a base URL has no query")
     return text
 
 
@@ -114,7 +133,7 @@ def _urls(value: object) -> tuple[str, ...]:
         value = [value]
     if not isinstance(value, list) or not value:
         raise ValueError("a URL or a list of URLs is wanted")
-    return tuple(_url(item) for item in value)
+    return tuple(_base(item) for item in value)
 
 
 def _words(value: object) -> tuple[str, ...]:
@@ -122,7 +141,12 @@ def _words(value: object) -> tuple[str, ...]:
         value = [part for part in value.split(",") if part]
     if not isinstance(value, list) or not value:
         raise ValueError("a list of types is wanted, as primary, group, updateinfo")
-    return tuple(_text(item) for item in value)
+    words = tuple(_text(item) for item in value)
+    try:
+        parse_types(",".join(words))
+    except InputError as error:
+        raise ValueError(str(error)) from error
+    return words
 
 
 def url_path(value: object) -> str:
@@ -132,6 +156,21 @@ def url_path(value: object) -> str:
         return safe_path(text, "path")
     except FormatError as error:
         raise ValueError(str(error).removeprefix("path: ")) from error
+
+
+def _repo_path(value: object) -> str:
+    """A path that a repository of the settings may have: one that a request can reach."""
+    path = url_path(value)
+    parts = path.split("/")
+    if path in RESERVED:
+        raise ValueError(f"/{path} is the server's own")
+    if parts[0] in RESERVED_BELOW:
+        raise ValueError(f"what is below /{parts[0]}/ is the server's own")
+    if path.startswith("-"):
+        raise ValueError("a path that begins with - looks like an option")
+    if any(part.startswith(".") for part in parts):
+        raise ValueError("names that begin with a dot are not served")
+    return path
 
 
 # -- the schema ------------------------------------------------------------------------------------
@@ -250,7 +289,7 @@ class Setting:
 
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting(("repo",), "path", url_path, "path of the repository in URLs, and in the store"),
+    Setting(("repo",), "path", _repo_path, "path of the repository in URLs, and in the store"),
     Setting(("repo",), "root", _folder, "folder that holds repodata/ or InRelease"),
     Setting(("repo",), "urls", _urls, "upstream: base URLs of one repository, the first preferred"),
     Setting(("repo",), "metalink", _url, "upstream: a metalink's URL"),
@@ -417,6 +456,12 @@ def _repos(
     paths = [repo.path for repo in repos] + [repo.path for repo in pulled]
     for path in sorted({path for path in paths if paths.count(path) > 1}):
         problems.append(f"[[repo]] {path!r}: there are two")
+    at: dict[str, str] = {}
+    for repo in repos:
+        root = os.path.normpath(repo.root)
+        first = at.setdefault(root, repo.path)
+        if first != repo.path:
+            problems.append(f"[[repo]] {repo.path!r}: root {root} is that of {first!r}")
     return tuple(repos), tuple(pulled)
 
 
@@ -436,8 +481,20 @@ def _amiss(said: Mapping[str, object]) -> list[str]:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = repr(_bare(value))
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _bare(value: object) -> object:
+    """*value* without passwords and queries of URLs, whether or not it is one that can be read."""
+    if isinstance(value, str):
+        text = re.sub(r"//.*@|\A[^/]*:[^/]*@", lambda m: "//" * m[0].startswith("//"), value)
+        return re.sub(r"(//[^?]*\?).+", r"\1...", text)
+    if isinstance(value, list):
+        return [_bare(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _bare(item) for key, item in value.items()}
+    return value
 
 
 def _unknown(what: str, name: str, known: list[str]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tidings_server import settings
+from tidings_server import app, cli, settings
 from tidings_server.settings import (
     ConfigError,
     FollowSettings,
@@ -174,6 +174,81 @@ def test_a_repository_comes_from_one_place(tmp_path: Path) -> None:
 def test_upstreams_that_mean_nothing(tmp_path: Path, table: str, why: str) -> None:
     (problem,) = problems(tmp_path, f'[[repo]]\npath = "x"\n{table}\n')
     assert why in problem
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        *((own, "the server's own") for own in ("api", "api/repos", "-/x", "docs/", "/metrics")),
+        ("-x", "looks like an option"),
+        ("a/.hidden", "begin with a dot"),
+    ],
+)
+def test_paths_that_no_request_reaches(tmp_path: Path, path: str, why: str) -> None:
+    (problem,) = problems(tmp_path, f'[[repo]]\npath = "{path}"\nroot = "/srv"\n')
+    assert why in problem
+
+
+@pytest.mark.parametrize("path", ["apis/x", "a/api", "docs/43", "a-b"])
+def test_paths_beside_the_servers_own(tmp_path: Path, path: str) -> None:
+    (repo,) = load(tmp_path, f'[[repo]]\npath = "{path}"\nroot = "/srv"\n').repos
+    assert repo.path == path
+
+
+def test_the_servers_own_paths_are_those_of_the_application() -> None:
+    assert {"/", *(f"/{name}" for name in settings.RESERVED)} == app.OWN
+    assert {f"/{name}/" for name in settings.RESERVED_BELOW} == set(app.OWN_BELOW)
+
+
+def test_two_repositories_have_two_roots(tmp_path: Path) -> None:
+    text = '[[repo]]\npath="a"\nroot="/srv/x"\n[[repo]]\npath="b"\nroot="/srv/y/../x/"\n'
+    (problem,) = problems(tmp_path, text)
+    assert problem == "[[repo]] 'b': root /srv/x is that of 'a'"
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ('urls = "http://[::1/"', "a URL is wanted"),
+        ('urls = "http://h:99999/"', "a URL is wanted"),
+        ('urls = "http://h/a b/"', "a URL is wanted"),
+        ('urls = "http://h/?a=b"', "has no query"),
+        ('metalink = "http:///x"', "a URL is wanted"),
+        ('urls = "http://h/"\ntypes = "@nothing"', "unknown set"),
+        ('urls = "http://h/"\ntypes = ["pri mary"]', "not a metadata type"),
+    ],
+)
+def test_what_a_look_would_fail_at_is_a_mistake(tmp_path: Path, said: str, why: str) -> None:
+    (problem,) = problems(tmp_path, f'[[repo]]\npath = "x"\n{said}\n')
+    assert why in problem
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'urls = "ftp://user:secret@h/"',
+        'urls = ["http://user:secret@h:99999/"]',
+        'urls = "http://user:secret/x@h/?q"',
+        'urls = "user:secret@h/"',
+        'metalink = "ftp://h/?key=secret"',
+        'urls = {a = "http://user:secret@h/"}',
+    ],
+)
+def test_passwords_are_not_told(tmp_path: Path, said: str) -> None:
+    assert "secret" not in " ".join(problems(tmp_path, f'[[repo]]\npath = "x"\n{said}\n'))
+
+
+def test_config_check_looks_for_the_keys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = tmp_path / "key"
+    file = tmp_path / "mirror.toml"
+    file.write_text(f'[[repo]]\npath = "x"\nurls = "http://h/"\ngpgkey = "{key}"\n')
+    check = ["config", "check", "--config", str(file)]
+    assert cli.main(check) != 0
+    assert f"gpgkey {key} is no file" in capsys.readouterr().err
+    key.write_text("key")
+    assert cli.main(check) == 0
 
 
 def test_the_document_has_every_setting_and_no_other() -> None:
