@@ -370,12 +370,14 @@ class RepositoryList(BaseModel):
 
 
 @router.get("/healthz", summary="Whether the process answers")
+@router.head("/healthz", summary="The status alone")
 async def healthz() -> dict[str, str]:
     """For a supervisor: this process is alive."""
     return {"status": "ok"}
 
 
 @router.get("/readyz", summary="Whether its folders are there")
+@router.head("/readyz", summary="The status alone")
 async def readyz(mirror: Mirror) -> dict[str, str]:
     """For a load balancer: requests can be answered."""
     if not await mirror.thread(mirror.site.ready):

@@ -363,6 +363,9 @@ def test_without_bundles_the_head_promises_none(servers: Servers, root: Path) ->
 def test_the_application_itself(client: httpx.Client) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").json() == {"status": "ok"}
+    for path in ("/healthz", "/readyz"):  # some supervisors ask by HEAD
+        head = client.head(path)
+        assert (head.status_code, head.content) == (200, b"")
     client.post(f"/{REPO}/tidings/frames", content=b"{}")  # from now on it is known
     repos = client.get("/api/repos").json()
     (entry,) = [repo for repo in repos["repositories"] if repo["path"] == REPO]
