@@ -147,21 +147,22 @@ def check_step(
         _older(settings, f"the mirror's head went from {old_serial} to {new_serial}", "serial")
     was = old_signed or old_trust == GPG
     if was and not (new_signed or new_trust == GPG) and not settings.allow_unsigned:
-        raise RollbackError(
-            "what is in place is signed and what the mirror offers is not; "
-            "--allow-unsigned accepts that",
-            code="unsigned",
-        )
+        text = "what is in place is signed and what the mirror offers is not"
+        raise _refused(text, "--allow-unsigned accepts that", "--allow-unsigned", "unsigned")
     if old_trust == GPG and new_trust != GPG and not settings.allow_unsigned:
-        raise RollbackError(
-            "what is in place was checked with a key; give --gpgkey again, or --allow-unsigned",
-            code="unsigned",
-        )
+        text = "what is in place was checked with a key"
+        hint = "give --gpgkey again, or --allow-unsigned"
+        raise _refused(text, hint, "--allow-unsigned", "unsigned")
 
 
 def _older(settings: TrustSettings, text: str, code: str) -> None:
     if not settings.allow_older:
-        raise RollbackError(f"{text}; --allow-older accepts that", code=code)
+        raise _refused(text, "--allow-older accepts that", "--allow-older", code)
+
+
+def _refused(text: str, hint: str, option: str, code: str) -> RollbackError:
+    """What has no command line with *option* says something else than *hint* after *text*."""
+    return RollbackError(f"{text}; {hint}", code=code, text=text, option=option)
 
 
 def _day(seconds: int) -> str:

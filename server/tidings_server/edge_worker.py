@@ -120,7 +120,8 @@ def _fetch(held: Held, source: dict[str, Any]) -> Fetched:
     if upstream.get("gpgkey") is not None:
         upstream["gpgkey"] = Path(upstream["gpgkey"])
     wanted = Source(source["path"], UpstreamSettings(**upstream), source["layout"])
-    return fetch(wanted, held.work, memory=held.memory)
+    way_out = f"to accept that, delete {held.folder}"
+    return fetch(wanted, held.work, memory=held.memory, way_out=way_out)
 
 
 def _fine(before: Status, fetched: Fetched, new: bool, now: float) -> Status:

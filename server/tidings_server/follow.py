@@ -12,6 +12,7 @@ import json
 import os
 import queue
 import random
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -154,6 +155,8 @@ def look(
                     memory=memory,
                     progress=_Stoppable(progress, stopping),
                     settings=settings,
+                    way_out="to accept that once: "
+                    f"tidings sync {{option}} URL {shlex.quote(str(target.job.root))}",
                 )
             except (TidingsError, OSError, MemoryError) as failure:
                 error = failure

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from tidings_chunkstore.backends.local import explain, write_atomically
-from tidings_chunkstore.errors import FormatError, InputError, NetworkError
+from tidings_chunkstore.errors import FormatError, InputError, NetworkError, RollbackError
 from tidings_chunkstore.layout import LAYOUTS
 from tidings_chunkstore.limits import LIMITS
 from tidings_chunkstore.types import parse_types
@@ -106,6 +106,7 @@ def fetch(
     memory: Path,
     progress: Progress | None = None,
     settings: RemoteSettings | None = None,
+    way_out: str | None = None,
 ) -> Fetched:
     """Bring *dest* (a metadata folder: repodata/ or an apt tree) to what the upstream has now.
 
@@ -115,13 +116,23 @@ def fetch(
         memory: a folder of its own, where validators and the last list are kept between looks.
             One fetch at a time uses it.
         settings: patience; its guard is set here.
+        way_out: how an operator accepts what is older or less signed, for the error's text;
+            ``{option}`` in it becomes the option of ``tidings sync``.
 
     Raises:
         NetworkError: nobody answers, or what is there is half synced. VerificationError: it is not
         what was promised or signed. RollbackError: it is older than what is in place. InputError,
         LockedError, LocalError: as ``tidings_client.sync.sync``.
     """
-    return _Look(source, dest, memory, progress or Silent(), settings or RemoteSettings()).run()
+    look = _Look(source, dest, memory, progress or Silent(), settings or RemoteSettings())
+    try:
+        return look.run()
+    except RollbackError as error:
+        text, option = error.details.get("text"), error.details.get("option")
+        if way_out is None or text is None:
+            raise
+        way = way_out.replace("{option}", str(option))
+        raise RollbackError(f"{text}; {way}", code=error.code, **error.details) from error
 
 
 class _Look:

@@ -195,6 +195,9 @@ def test_the_last_good_state_stays_published(
     published(root)
     state = operator.state("r")
     assert (state["failures"], state["error"]["code"]) == (1, failed["error"]["code"])
+    if fault == "older":
+        way_out = f"; to accept that once: tidings sync --allow-older URL {root}"
+        assert state["error"]["message"].endswith(way_out)
     misbehaving.heal()
     if fault == "older":
         shutil.rmtree(origin.root)
