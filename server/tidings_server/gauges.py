@@ -60,10 +60,16 @@ class StoreSize:
 class Gauges:
     """Reads them for one server process; one call at a time."""
 
-    def __init__(self, site: Site, state: Path | None, cache: Path | None) -> None:
-        """*state*: ``follow``'s folder, if there is one; *cache*: of what is made on request."""
+    def __init__(
+        self, site: Site, state: Path | None, cache: Path | None, followed: Iterable[str] = ()
+    ) -> None:
+        """*state*: ``follow``'s folder, if there is one; *cache*: of what is made on request.
+
+        *followed*: the repositories that are followed now; a state outlives its ``[[repo]]``.
+        """
         self._site = site
         self._state = state
+        self._followed = frozenset(followed)
         self._cache = cache
         self._sizes: dict[Path, tuple[int, StoreSize]] = {}
         self._read: tuple[float, frozenset[str], Rows] | None = None
@@ -83,6 +89,8 @@ class Gauges:
             rows["tidings_cache_bytes"] = [((), float(_cache_bytes(self._cache)))]
         if self._state is not None:
             for path, state in follow_states(self._state):
+                if path not in self._followed:
+                    continue
                 for metric, key in FOLLOW.items():
                     value = number(state.get(key))
                     if value is not None:

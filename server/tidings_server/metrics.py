@@ -133,7 +133,8 @@ class Metrics:
             "tidings_cache_limit_bytes": float(settings.serve.cache_size),
             "tidings_cache_queue_limit": float(settings.serve.bundle_queue),
         }
-        self._gauges = Gauges(site, settings.follow.state, cache)
+        followed = [repo.path for repo in settings.repos if repo.upstream is not None]
+        self._gauges = Gauges(site, settings.follow.state, cache, followed)
         self._cells: dict[bytes, _Cell] = {}
         self._series: dict[bytes, _Cell] = {}
         self._noted = 0

@@ -359,8 +359,12 @@ def bare(url: str) -> str:
 
 
 def followed(state: Path, name: str, repos: Iterable[RepoSettings]) -> Upstream | None:
-    """The upstream of a repository that ``follow`` keeps up to date."""
-    return upstream_of(state_file(state, name), own_upstream(repos, name))
+    """The upstream of a repository that ``follow`` keeps up to date.
+
+    None where the settings name none (any more): the state of a look stays when its table goes.
+    """
+    upstream = own_upstream(repos, name)
+    return None if upstream is None else upstream_of(state_file(state, name), upstream)
 
 
 def pulled(cache: Path | None, repo: PulledSettings) -> Upstream | None:

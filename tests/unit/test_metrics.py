@@ -27,7 +27,7 @@ from tidings_chunkstore.pack import File
 from tidings_chunkstore.places import PackName, Span
 from tidings_server import logs
 from tidings_server.app import Front
-from tidings_server.gauges import follow_states
+from tidings_server.gauges import Gauges, follow_states
 from tidings_server.metrics import ROUTES, Metrics, local
 from tidings_server.metrics_store import METRICS, ROWS, Row
 from tidings_server.objects import Objects
@@ -326,6 +326,15 @@ def test_junk_among_the_states_is_passed_over(tmp_path: Path) -> None:
     (folder / "m.json").write_text(json.dumps({"v": 1, "path": "m", "checked": 10**400}))
     assert [path for path, _ in follow_states(tmp_path)] == ["a/b", "m"]
     assert list(follow_states(tmp_path / "none")) == []
+
+
+def test_states_of_what_is_followed_no_more_are_not_exported(tmp_path: Path) -> None:
+    (tmp_path / "follow").mkdir()
+    for path in ("now", "once"):
+        text = json.dumps({"v": 1, "path": path, "checked": 5})
+        (tmp_path / "follow" / f"{path}.json").write_text(text)
+    rows = Gauges(Site(ServeSettings()), tmp_path, None, ["now"]).rows([])
+    assert rows == {"tidings_follow_checked_time_seconds": [(("now",), 5)]}
 
 
 # -- errors and ids --------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from tidings_server.pages_facts import (
     Search,
     Step,
     bare,
+    followed,
     own_upstream,
     read_steps,
     typical,
@@ -150,6 +151,17 @@ def test_a_search_that_is_cut_short_keeps_what_was_found(tmp_path: Path) -> None
     search.run(seconds=0)
     assert len(search.found.names) == 5
     assert not search.found.complete
+
+
+def test_a_state_outlives_its_settings(tmp_path: Path) -> None:
+    (tmp_path / "follow").mkdir()
+    state_file(tmp_path, "r").write_text('{"v": 1, "checked": 5}')
+    upstream = UpstreamSettings(urls=("https://h/",))
+    now = followed(tmp_path, "r", [RepoSettings("r", tmp_path, upstream=upstream)])
+    assert now is not None
+    assert now.checked == 5
+    assert followed(tmp_path, "r", [RepoSettings("r", tmp_path)]) is None
+    assert followed(tmp_path, "r", []) is None
 
 
 def test_the_state_of_an_upstream(tmp_path: Path) -> None:
