@@ -64,7 +64,7 @@ class Machine:
         repomd = self.http.get(f"{self.base}/repodata/repomd.xml")
         repomd.raise_for_status()
         if repomd.content != right["repodata/repomd.xml"]:
-            raise RuntimeError("not the day's repomd.xml")
+            raise RuntimeError(f"{self.base}: not the day's repomd.xml")
         got = len(repomd.content)
         if repomd.content != self.repomd:
             names = frozenset(match.decode() for match in _HREF.findall(repomd.content))
@@ -119,7 +119,8 @@ def week(folder: Path, clients: int, days: int) -> list[Way]:
         }
         for day, version in enumerate(versions):
             shutil.rmtree(tree / "repodata", ignore_errors=True)
-            shutil.copytree(version / "repodata", tree / "repodata")
+            # With times of their own: nginx makes an ETag of time and size.
+            shutil.copytree(version / "repodata", tree / "repodata", copy_function=shutil.copyfile)
             publish(tree, LocalBackend(tree / "tidings"))
             time.sleep(1.2)  # the edges' states are fresh for a second
             right = {f"repodata/{p.name}": p.read_bytes() for p in (tree / "repodata").iterdir()}
