@@ -278,7 +278,7 @@ class Objects:
             headers = (
                 (b"etag", etag),
                 (b"last-modified", http_date(modified.modified)),
-                (b"cache-control", b"no-cache"),
+                (b"cache-control", REVALIDATE),
                 (b"vary", b"accept-encoding"),
                 *extra,
             )

@@ -333,6 +333,7 @@ def test_pulled_repositories_show_their_upstream(root: Path, tmp_path: Path) -> 
         assert text.count("upstream fails") == 1
         page = httpx.get(f"{url}/-/repo/single").text
         assert f"baseurl={url}/single/" in page
+        assert "plugin" not in page  # nothing lies below tidings/ at an edge
         assert "Last good look" in page
         assert "secret" not in text + page
 

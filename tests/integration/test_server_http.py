@@ -87,7 +87,7 @@ def test_every_published_file_and_pack_comes_whole(client: httpx.Client, root: P
 def test_caching_headers(client: httpx.Client, root: Path) -> None:
     immutable = "public, max-age=31536000, immutable, no-transform"
     expected = {
-        f"/{REPO}/tidings/head.json": "no-cache",
+        f"/{REPO}/tidings/head.json": "no-cache, no-transform",
         url(root, packs(root)[0]): immutable,
         url(root, published(root)): immutable,
         f"/{REPO}/repodata/repomd.xml": "no-cache, no-transform",
