@@ -16,7 +16,7 @@ import yaml
 from support.commands import check_command
 from support.fronts import Apache
 from support.servers import Misbehaving, Servers, free_port
-from tidings_server.settings import ServeSettings
+from tidings_server.settings import ServeSettings, load
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -93,6 +93,17 @@ def test_service_command_and_options_exist(name: str) -> None:
         assert called
         command = shlex.split(called[1].replace('"$root"', command[1]))
     check_command(command)
+
+
+def test_the_server_sees_what_follow_does() -> None:
+    shared = [v.removesuffix(":ro") for v in SERVICES["follow"]["volumes"]]
+    assert SERVICES["api"]["volumes"] == [f"{v}:ro" for v in shared]
+
+
+def test_the_settings_of_compose_can_be_read() -> None:
+    text = (ROOT / "docker/mirror.toml").read_text()
+    assert load(ROOT / "docker/mirror.toml", {}).repos == ()  # a mirror of its own has no upstream
+    assert "# [[repo]]" in text
 
 
 def test_ports_fit_together() -> None:
