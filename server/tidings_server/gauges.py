@@ -20,6 +20,7 @@ from tidings_chunkstore.errors import StoreError
 from tidings_chunkstore.limits import KIB
 
 from .bundles import SUFFIXES
+from .edge_rules import file_name
 from .runfile import number
 from .settings import url_path
 from .site import Repository, Site
@@ -187,5 +188,5 @@ def follow_states(state: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
         except ValueError:
             continue
         # The file's name is its repository's: no file can speak for another one.
-        if name.removesuffix(".json").replace("%2F", "/") == path:
+        if name == file_name(str(value["path"])) + ".json":
             yield path, value
