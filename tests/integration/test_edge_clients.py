@@ -84,7 +84,7 @@ def test_dnf_while_names_without_checksums_change_beneath_it(
     origin = servers.misbehaving(tmp_path / "www")
     edge = start_edge(servers, tmp_path / "edge", {PATH: {"urls": [f"{origin.url}/{PATH}"]}})
     old = (root / "repodata" / "primary.xml.gz").read_bytes()
-    machine = Dnf(tmp_path / "client", edge)
+    machine = Dnf(tmp_path / "client", f"{edge.url}/{PATH}/")
     assert machine.packages() == expected(built, 1)
     # Another program reads the main file only; then the mirror moves on.
     with (

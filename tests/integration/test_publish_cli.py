@@ -147,7 +147,7 @@ def test_a_store_tree(repo: Path, tmp_path: Path) -> None:
 
 def test_a_place_that_holds_another_layout(repo: Path, tmp_path: Path) -> None:
     apt(tmp_path / "debian", FEW)
-    place = ["--store", tmp_path / "S", "--as", "p"]
+    place: list[str | Path] = ["--store", tmp_path / "S", "--as", "p"]
     run("publish", repo, *place)
     before = listing(tmp_path / "S")
     for more in ([], ["--plan"]):
