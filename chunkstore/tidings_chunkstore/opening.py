@@ -18,7 +18,9 @@ from .limits import KIB, MIB
 from .zstd import zstd
 
 PIECE = 1 * MIB  #: bytes of the largest piece that ``open_stream`` yields
-UNOPENED = (".lzma", ".lz4")  #: suffixes of wrappings that are not opened here
+#: Suffixes of files that are not held to what the main file says they open to: wrappings that are
+#: not opened here, and .zck: createrepo_c wraps what was wrapped, and promises the inner wrapping.
+UNOPENED = (".lzma", ".lz4", ".zck")
 _READ = 64 * KIB  #: small, because each member's end copies what was read behind it
 _MEMBERS = 65_536  #: gzip members, zstd frames or streams in one file
 _XZ_MEMORY = 160 * MIB  #: a decoder of preset 9 takes 65 MiB

@@ -23,6 +23,7 @@ from tidings_chunkstore.ids import ContentId
 from tidings_chunkstore.opening import Codec
 from tidings_chunkstore.publisher import Options, Report, publish
 from tidings_chunkstore.wire import uvarints
+from tidings_client.verify import verify
 
 #: Writes step N of a history below a root; the folder beside is for what it needs besides.
 Writer = Callable[[Path, Path, int], None]
@@ -398,3 +399,13 @@ def test_the_sides_that_a_file_tells_are_the_recipes(tmp_path: Path) -> None:
         assert found is not None
         assert zck.read_sides(io.BytesIO(data)) == list(found.sides.values())
         assert zck.untold_sides(found.recipe.params) == 0
+
+
+def test_verify_takes_what_createrepo_c_made(tmp_path: Path) -> None:
+    """It promises the size of what it wrapped, which for groups was wrapped already."""
+    root, beside = tmp_path / "r", tmp_path / "beside"
+    for folder in (root, beside):
+        folder.mkdir()
+    by_createrepo()(root, beside, 0)
+    assert list((root / "repodata").glob("*comps*.zck"))
+    assert list(verify(root).findings) == []
