@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from xml.parsers import expat
 
+from . import saferxml
 from .errors import FormatError
 from .ids import ContentId
 from .limits import LIMITS
@@ -228,32 +228,7 @@ class _Document:
 
     def read(self, data: bytes) -> None:
         """Fill the document. Raises FormatError."""
-        parser = expat.ParserCreate(namespace_separator=" ")
-        parser.buffer_text = True
-        parser.XmlDeclHandler = self._declaration
-        parser.StartDoctypeDeclHandler = self._doctype
-        parser.EntityDeclHandler = self._doctype
-        parser.StartElementHandler = self._start
-        parser.EndElementHandler = self._end
-        parser.CharacterDataHandler = self._characters
-        try:
-            parser.Parse(data, True)
-        except expat.ExpatError as error:
-            raise FormatError(
-                f"{self._what}: not XML: {expat.ErrorString(error.code)}, line {error.lineno}"
-            ) from error
-        finally:
-            # The handlers hold this object and the parser holds them: without this the cycle
-            # keeps the records alive until the collector runs.
-            parser.StartElementHandler = parser.EndElementHandler = None
-            parser.CharacterDataHandler = None
-
-    def _declaration(self, _version: str, encoding: str | None, _standalone: int) -> None:
-        if encoding is not None and encoding.lower() not in ("utf-8", "us-ascii"):
-            raise FormatError(f"{self._what}: encoding {encoding[:40]!r} is not UTF-8")
-
-    def _doctype(self, *_: object) -> None:
-        raise FormatError(f"{self._what}: has a document type, which metadata never needs")
+        saferxml.parse(data, self._what, self._start, self._end, self._characters)
 
     def _start(self, name: str, attributes: Mapping[str, str]) -> None:
         self._elements += 1

@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from xml.parsers import expat
 
 import httpx
 
+from tidings_chunkstore import saferxml
 from tidings_chunkstore.errors import FormatError
 from tidings_chunkstore.limits import LIMITS, MIB
 
@@ -158,30 +158,7 @@ class _Document:
 
     def read(self, data: bytes) -> None:
         """Fill the document. Raises FormatError."""
-        parser = expat.ParserCreate(namespace_separator=" ")
-        parser.buffer_text = True
-        parser.StartDoctypeDeclHandler = self._doctype
-        parser.EntityDeclHandler = self._doctype
-        parser.XmlDeclHandler = self._declaration
-        parser.StartElementHandler = self._start
-        parser.EndElementHandler = self._end
-        parser.CharacterDataHandler = self._characters
-        try:
-            parser.Parse(data, True)
-        except expat.ExpatError as error:
-            raise FormatError(
-                f"metalink: not XML: {expat.ErrorString(error.code)}, line {error.lineno}"
-            ) from error
-        finally:  # the parser and this object hold each other
-            parser.StartElementHandler = parser.EndElementHandler = None
-            parser.CharacterDataHandler = None
-
-    def _declaration(self, _version: str, encoding: str | None, _standalone: int) -> None:
-        if encoding is not None and encoding.lower() not in ("utf-8", "us-ascii"):
-            raise FormatError(f"metalink: encoding {encoding[:40]!r} is not UTF-8")
-
-    def _doctype(self, *_: object) -> None:
-        raise FormatError("metalink: has a document type, which none needs")
+        saferxml.parse(data, "metalink", self._start, self._end, self._characters)
 
     def _start(self, name: str, attributes: Mapping[str, str]) -> None:
         self._elements += 1
